@@ -1,0 +1,43 @@
+"""Filling a table: plan minus what is there, measured in blocks, each block safe on disk before the next begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from latency.devices import Device
+from latency.network import Network
+from latency.protocol import Protocol, measure
+from latency.table import LatencyTable
+
+BLOCK = 4
+"""Structures timed in turn, round by round: what a burst of noise hits, it hits evenly."""
+
+
+def build_table(
+    device: Device,
+    network: Network,
+    plan: np.ndarray,
+    table: LatencyTable,
+    *,
+    protocol: Protocol | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> LatencyTable:
+    """Measure the structures of `plan` (int64[P, L]) that `table` lacks, and return the completed table.
+
+    Args:
+        progress: called with the number of structures finished since the last call.
+
+    Raises:
+        MeasurementError: the device refused a structure; everything measured so far is in the table.
+    """
+    missing = [tuple(map(int, widths)) for widths in plan if (network.signature, tuple(map(int, widths))) not in table.keys]
+    progress(len(plan) - len(missing))
+    for start in range(0, len(missing), BLOCK):
+        block = missing[start : start + BLOCK]
+        measurements = measure(device, [network.onnx(widths) for widths in block], protocol)
+        table = table.append(network, block, measurements)
+        progress(len(block))
+    table.compact()
+    return table

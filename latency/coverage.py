@@ -1,0 +1,74 @@
+"""Which structures to measure: a few dozen random ones, or an orthogonal array that leaves no pair out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from latency.network import Gene, Network
+
+QUICK_STRUCTURES = 60
+
+
+def quick_plan(network: Network, structures: int = QUICK_STRUCTURES, seed: int = 0) -> np.ndarray:
+    """int64[P, L]: the unpruned network, the smallest, and random ones of all sizes.
+
+    Half of them draw every gene freely; the others scatter around one common scale, since independent draws alone
+    would all have about the same latency.
+    """
+    rng = np.random.default_rng(seed)
+    ends = [network.max_widths, tuple(gene.choices[0] for gene in network.genes)]
+    return np.array([*ends, *(_random(network.genes, rng, index % 2 == 0) for index in range(structures - 2))])
+
+
+def _random(genes: Sequence[Gene], rng: np.random.Generator, scattered: bool) -> tuple[int, ...]:
+    low, high = 0.0, 1.0
+    if scattered:
+        centre = rng.uniform()
+        low, high = max(0.0, centre - 0.25), min(1.0, centre + 0.25)
+    positions = rng.uniform(low, high, len(genes))
+    return tuple(gene.choices[int(p * len(gene.choices) * (1 - 1e-9))] for gene, p in zip(genes, positions, strict=True))
+
+
+def full_plan(network: Network) -> np.ndarray:
+    """int64[P, L]: every pair of choices of every two genes that share a layer occurs at least once.
+
+    For a prime p the array OA(p², p + 1, p, 2) has row (a, b) hold a·j + b mod p in column j < p, and a in column p:
+    any two columns show every pair of levels exactly once (Bose 1938; Hedayat et al., Orthogonal Arrays, theorem 3.1).
+    Genes that never share a layer may use the same column; p is the smallest prime that has enough levels and columns.
+    """
+    columns = _columns(network)
+    levels = max(len(gene.choices) for gene in network.genes)
+    prime = next(p for p in range(max(2, levels, max(columns)), 10**6) if _is_prime(p))
+    a, b = (grid.ravel() for grid in np.meshgrid(np.arange(prime), np.arange(prime), indexing="ij"))
+    plan = np.empty((prime * prime, len(network.genes)), dtype=np.int64)
+    for gene, column in enumerate(columns):
+        level = a if column == prime else (a * column + b) % prime
+        choices = np.array(network.genes[gene].choices)
+        plan[:, gene] = choices[level * len(choices) // prime]
+    return np.unique(plan, axis=0)[::-1]
+
+
+def neighbours(network: Network) -> list[set[int]]:
+    """For each gene, the genes it shares a layer with."""
+    shared: list[set[int]] = [set() for _ in network.genes]
+    for layer in network.layers:
+        a, b = layer.inputs.gene, layer.outputs.gene
+        if a is not None and b is not None and a != b:
+            shared[a].add(b)
+            shared[b].add(a)
+    return shared
+
+
+def _columns(network: Network) -> list[int]:
+    """A column for each gene, different for genes that share a layer: greedy colouring in network order."""
+    columns: list[int] = []
+    for gene, others in enumerate(neighbours(network)):
+        used = {columns[other] for other in others if other < gene}
+        columns.append(next(column for column in range(len(network.genes)) if column not in used))
+    return columns
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))

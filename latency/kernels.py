@@ -1,0 +1,221 @@
+"""The kernels of an ONNX graph: what a device runs after fusion, the key of the latency table.
+
+Fusion is described once, the same for every device: a convolution or matrix product takes along its BatchNorm,
+its activation and the addition of an already computed shortcut. A device whose own fusion differs sums what it ran.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from latency.errors import MeasurementError
+
+ACTIVATIONS = frozenset(
+    "Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu Elu Selu Celu Gelu Mish Softplus Swish".split()
+)
+PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One fused operation. `type` says what it does, the rest on what; sizes are those of the device's real call."""
+
+    type: str  # "conv3x3s2+relu", "depthwise5x5s1+hardswish", "gemm", "maxpool3x3s2", "mul", …
+    batch: int
+    cin: int
+    cout: int
+    height: int  # of the input
+    width: int
+    out_height: int
+    out_width: int
+
+    @property
+    def family(self) -> str:
+        """`type` without its epilogue: "conv3x3s2"."""
+        return self.type.partition("+")[0]
+
+    @property
+    def label(self) -> str:
+        """One readable line: conv3x3s2+relu 32→64 @112×112."""
+        return f"{self.type} {self.cin}→{self.cout} @{self.height}×{self.width}"
+
+
+KERNEL_FIELDS = tuple(field.name for field in fields(Kernel))
+
+
+@dataclass(frozen=True)
+class PlacedKernel:
+    """A kernel and where it sits in its graph: its first input, its output, all its node and value names."""
+
+    kernel: Kernel
+    input: str
+    output: str
+    names: frozenset[str]
+
+    def resized(self, cin: int, cout: int) -> Kernel:
+        """The same kernel with other channel counts."""
+        return replace(self.kernel, cin=cin, cout=cout)
+
+
+def find_kernels(model: onnx.ModelProto) -> list[PlacedKernel]:
+    """All kernels of a model in execution order.
+
+    Args:
+        model: static shapes; they are inferred where the model does not state them.
+
+    Raises:
+        MeasurementError: when a shape is not static.
+    """
+    shapes = _Shapes(model)
+    return [_place(group, shapes) for group in _fused(model.graph)]
+
+
+class _Shapes:
+    """Shapes of all values and which of their axes is the channels."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.initializers = {tensor.name for tensor in graph.initializer}
+        self.shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        stated = [*graph.input, *graph.value_info, *graph.output]
+        produced = {name for node in graph.node for name in node.output if name}
+        if not produced <= {value.name for value in stated}:
+            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+            stated = [*inferred.input, *inferred.value_info, *inferred.output]
+        for value in stated:
+            self.shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        self.channel_axis = _channel_axes(graph, self.shapes)
+
+    def sizes(self, name: str) -> tuple[int, int, int, int]:
+        """(batch, channels, height, width) of a value; trailing axes beyond these are counted into the height."""
+        shape = self.shapes.get(name)
+        if not shape or any(size < 1 for size in shape):
+            raise MeasurementError(f"the model's value '{name}' has no static shape; export it with fixed input sizes.")
+        axis = min(self.channel_axis.get(name, 1), len(shape) - 1)
+        channels = shape[axis] if len(shape) > 1 else 1
+        if len(shape) == 4 and axis == 1:
+            return shape[0], channels, shape[2], shape[3]
+        return shape[0], channels, math.prod(shape) // (shape[0] * channels), 1
+
+
+def _channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Which axis of each value holds the channels: 1, but for what transposes and gathers move."""
+    axes: dict[str, int] = {}
+    for node in graph.node:
+        axis = axes.get(node.input[0], 1) if node.input else 1
+        attributes = _attributes(node)
+        if node.op_type == "Transpose":
+            axis = list(attributes["perm"]).index(axis)
+        elif node.op_type == "GatherND":
+            axis += len(shapes.get(node.output[0], ())) - len(shapes.get(node.input[0], ()))
+        elif node.op_type == "ReduceMean" and not attributes.get("keepdims", 1):
+            axis = 1
+        elif node.op_type in ("Reshape", "Flatten"):
+            axis = 1
+        for output in node.output:
+            axes[output] = axis
+    return axes
+
+
+def _fused(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:
+    """Groups of nodes that run as one kernel, ordered by their first node."""
+    nodes = [node for node in graph.node if node.op_type not in ("Constant", "Identity", "Dropout")]
+    position = {name: index for index, node in enumerate(nodes) for name in node.output}
+    consumers: dict[str, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            consumers.setdefault(name, []).append(index)
+    outputs = {value.name for value in graph.output}
+    taken: set[int] = set()
+    groups = []
+    for index, node in enumerate(nodes):
+        if index in taken:
+            continue
+        group = [index]
+        while extension := _extension(nodes, group, position, consumers, outputs):
+            group += extension
+        taken.update(group)
+        groups.append([nodes[member] for member in group])
+    return groups
+
+
+def _extension(
+    nodes: list[onnx.NodeProto],
+    group: list[int],
+    position: Mapping[str, int],
+    consumers: Mapping[str, list[int]],
+    outputs: set[str],
+) -> list[int]:
+    """The nodes that the kernel takes along next, if any: SiLU's pair, or one epilogue operation."""
+    tail = nodes[group[-1]]
+    value = tail.output[0]
+    following = consumers.get(value, [])
+    if value in outputs:
+        return []
+    if len(following) == 2 and [nodes[i].op_type for i in following] == ["Sigmoid", "Mul"]:
+        sigmoid, product = following
+        return following if set(nodes[product].input) == {value, nodes[sigmoid].output[0]} else []
+    if len(following) != 1:
+        return []
+    (index,) = following
+    node = nodes[index]
+    if node.op_type in ACTIVATIONS:
+        fusable = tail.op_type not in ACTIVATIONS
+    elif node.op_type == "BatchNormalization":
+        fusable = tail.op_type == "Conv"
+    else:
+        fusable = node.op_type == "Add" and _adds_shortcut(nodes, group, node, value, position)
+    return [index] if fusable else []
+
+
+def _adds_shortcut(
+    nodes: list[onnx.NodeProto], group: list[int], add: onnx.NodeProto, value: str, position: Mapping[str, int]
+) -> bool:
+    """Whether `add` may run inside the product that ends in `value`: the other operand exists by then."""
+    if nodes[group[0]].op_type not in PRODUCTS or any(nodes[i].op_type in ACTIVATIONS for i in group):
+        return False
+    other = next((name for name in add.input if name != value), None)
+    return other is not None and position.get(other, -1) < group[0]
+
+
+def _place(group: list[onnx.NodeProto], shapes: _Shapes) -> PlacedKernel:
+    head, tail = group[0], group[-1]
+    source = next((name for name in head.input if name not in shapes.initializers), head.input[0])
+    batch, cin, height, width = shapes.sizes(source)
+    _, cout, out_height, out_width = shapes.sizes(tail.output[0])
+    groups = int(_attributes(head).get("group", 1))
+    kind = head.op_type.lower()
+    if groups > 1:
+        kind = "depthwise" if groups == cin == cout else "groupconv"
+    epilogue = "+".join(_epilogue(group[1:]))
+    kernel = Kernel(
+        f"{kind}{_window(head, shapes)}{'+' if epilogue else ''}{epilogue}",
+        batch, cin, cout, height, width, out_height, out_width,
+    )  # fmt: skip
+    names = {node.name for node in group} | {name for node in group for name in node.output}
+    return PlacedKernel(kernel, source, tail.output[0], frozenset(names))
+
+
+def _epilogue(nodes: Iterable[onnx.NodeProto]) -> list[str]:
+    """Operations after the first, as they add to the work: BatchNorm folds away, Sigmoid × input is one SiLU."""
+    names = [node.op_type.lower() for node in nodes if node.op_type != "BatchNormalization"]
+    return ["silu"] if names[-2:] == ["sigmoid", "mul"] else names
+
+
+def _window(node: onnx.NodeProto, shapes: _Shapes) -> str:
+    """ "3x3s2" for anything with a sliding window, else nothing."""
+    attributes = _attributes(node)
+    size = attributes.get("kernel_shape") or (shapes.shapes[node.input[1]][2:] if node.op_type == "Conv" else None)
+    if not size:
+        return ""
+    return "x".join(map(str, size)) + f"s{(attributes.get('strides') or [1])[0]}"
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

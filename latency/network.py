@@ -1,0 +1,166 @@
+"""A traced network: its layers, its genes, and what any widths cost.
+
+Everything else in the project is a view of a `Network`. Its one law: the length of every tensor axis is
+either fixed or `per_channel` times the width of one gene, and pruning keeps the first entries of an axis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latency.errors import WidthsError
+from latency.pairwise import PairwiseCost, Term
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from latency.template import Template
+
+SCALES = tuple(round(0.10 + 0.03 * step, 2) for step in range(31))
+"""Width scales a gene may take, 0.10 … 1.00 (MetaPruning, section 4.1)."""
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One free channel count: `choices` are ascending widths, the last of them `max_width`."""
+
+    name: str
+    max_width: int
+    choices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One tensor axis: `size` entries unpruned; with a gene, `per_channel` entries for each channel kept."""
+
+    size: int
+    gene: int | None = None
+    per_channel: int = 1
+
+    def length(self, widths: Any) -> Any:
+        """Entries kept under `widths` (int[..., L]): an int or an int array [...]."""
+        return self.size if self.gene is None else widths[..., self.gene] * self.per_channel
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer. `taps` is kernel area × output positions: multiply-adds per (in, out) channel pair."""
+
+    name: str
+    kind: str  # "conv" | "depthwise" | "linear"
+    inputs: Axis
+    outputs: Axis
+    taps: int
+
+    def macs(self, inputs: Any, outputs: Any) -> Any:
+        """Multiply-adds of one image, given the kept input and output channels."""
+        return self.taps * outputs * (1 if self.kind == "depthwise" else inputs)
+
+
+def width_choices(max_width: int, align: int) -> tuple[int, ...]:
+    """The paper's 31 scales of `max_width`, rounded to multiples of `align`; `align=1` is the paper's own grid."""
+    if align == 1:
+        widths = {int(max_width * scale + 1e-9) for scale in SCALES}
+    else:
+        widths = {align * round(max_width * scale / align) for scale in SCALES}
+    return tuple(sorted({max_width} | {width for width in widths if 0 < width < max_width}))
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A traced module (see `latency.trace`). `tensors` maps each parameter and buffer to its axes."""
+
+    name: str
+    module: fx.GraphModule
+    input_shape: tuple[int, ...]
+    genes: tuple[Gene, ...]
+    layers: tuple[Layer, ...]
+    tensors: Mapping[str, tuple[Axis, ...]]
+    parameter_names: tuple[str, ...]
+    align: int
+
+    @cached_property
+    def max_widths(self) -> tuple[int, ...]:
+        """Widths of the unpruned network."""
+        return tuple(gene.max_width for gene in self.genes)
+
+    @cached_property
+    def signature(self) -> str:
+        """Twelve hex digits that differ whenever layers, genes or input differ, whatever the name."""
+        facts = repr((self.input_shape, self.layers, [(gene.name, gene.max_width) for gene in self.genes]))
+        return hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+    def check_widths(self, widths: Any) -> np.ndarray:
+        """`widths` as int64[L] or int64[P, L]; raises WidthsError unless 1 ≤ width ≤ max_width everywhere."""
+        array = np.asarray(widths)
+        expected = f"{len(self.genes)} integers a structure, one for each gene of {self.name}"
+        if array.ndim not in (1, 2) or array.shape[-1] != len(self.genes):
+            raise WidthsError(f"widths of shape {array.shape} given; expected {expected}.")
+        if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(array, np.round(array)):
+            raise WidthsError(f"widths are not whole numbers; expected {expected}.")
+        array = array.astype(np.int64)
+        wrong = np.argwhere((array < 1) | (array > np.array(self.max_widths)))
+        if len(wrong):
+            gene = self.genes[wrong[0][-1]]
+            raise WidthsError(
+                f"width {array[tuple(wrong[0])]} given for gene '{gene.name}'; expected 1 … {gene.max_width}."
+            )
+        return array
+
+    def nearest_widths(self, scale: float) -> np.ndarray:
+        """int64[L]: every gene at its choice nearest to `scale` × max_width (uniform scaling)."""
+        return np.array([min(gene.choices, key=lambda c: abs(c - scale * gene.max_width)) for gene in self.genes])
+
+    def macs(self, widths: Any) -> Any:
+        """Multiply-adds of conv and linear layers for one image: int for one structure, int64[P] for [P, L]."""
+        array = self.check_widths(widths)
+        total = sum(layer.macs(layer.inputs.length(array), layer.outputs.length(array)) for layer in self.layers)
+        return int(total) if array.ndim == 1 else np.broadcast_to(total, array.shape[:1]).astype(np.int64)
+
+    def params(self, widths: Any) -> Any:
+        """All learnable parameters, biases and BN included: int for one structure, int64[P] for [P, L]."""
+        array = self.check_widths(widths)
+        total = sum(math.prod(axis.length(array) for axis in self.tensors[name]) for name in self.parameter_names)
+        return int(total) if array.ndim == 1 else np.broadcast_to(total, array.shape[:1]).astype(np.int64)
+
+    @cached_property
+    def macs_cost(self) -> PairwiseCost:
+        """`macs` as a sum over gene pairs."""
+        return self.pairwise([Term((layer.inputs, layer.outputs), layer.macs) for layer in self.layers])
+
+    @cached_property
+    def params_cost(self) -> PairwiseCost:
+        """`params` as a sum over gene pairs."""
+        return self.pairwise([Term(self.tensors[name], _product) for name in self.parameter_names])
+
+    def pairwise(self, terms: Sequence[Term], choices: Sequence[Sequence[int]] | None = None) -> PairwiseCost:
+        """Tabulate `terms` over `choices` (default: the genes' own)."""
+        return PairwiseCost.tabulate(terms, choices or [gene.choices for gene in self.genes])
+
+    def kept(self, name: str, widths: np.ndarray) -> tuple[slice, ...]:
+        """Index of the entries of tensor `name` that a structure `widths` (int64[L]) keeps."""
+        return tuple(slice(0, int(axis.length(widths))) for axis in self.tensors[name])
+
+    @cached_property
+    def template(self) -> Template:
+        """The network exported to ONNX once, at full width (takes seconds the first time)."""
+        from latency.template import Template
+
+        return Template(self)
+
+    def onnx(self, widths: Any) -> bytes:
+        """A self-contained ONNX model of the structure `widths` (int[L])."""
+        return self.template.build(self.check_widths(widths))
+
+
+def _product(*lengths: Any) -> Any:
+    return math.prod(lengths)
+
+

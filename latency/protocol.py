@@ -1,0 +1,151 @@
+"""How a model is timed: the same rounds on every device, and the verdict whether they can be trusted.
+
+Noise is one-sided (other tenants of the machine), so means mislead. Several models are timed in short rounds in turn;
+each round gives a median, a low quantile of the rounds is the latency, and all rounds are kept. Kernel times come from
+a profiler that slows what it watches: they are used as shares of the unprofiled end-to-end time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pandas as pd
+
+from latency.errors import MeasurementError
+from latency.fingerprint import Conditions, conditions_since, cpu_times
+from latency.kernels import KERNEL_FIELDS, PlacedKernel, find_kernels
+
+if TYPE_CHECKING:
+    from latency.devices import Device, LoadedModel
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long and how often to measure; the defaults suit networks of 0.1 to 100 ms."""
+
+    rounds: int = 8
+    round_ms: float = 8.0  # at least this long, and at least `min_runs` runs
+    min_runs: int = 3
+    warmup_ms: float = 15.0
+    profiled_runs: int = 12
+    quantile: float = 0.25  # of the rounds' medians
+    max_spread: float = 0.04  # (median - low quantile) / low quantile of a stable measurement
+    attempts: int = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a device says of one model. Milliseconds per batch.
+
+    Attributes:
+        latency_ms: end to end, unprofiled: a low quantile of `rounds_ms`.
+        kernels: one row for each kernel in execution order: type, batch, cin, cout, height, width, out_height,
+            out_width, ms. The ms sum to `latency_ms`.
+        rounds_ms: float64[R], the median of every round measured.
+        stable: whether the rounds agree; unstable ones have been repeated up to the protocol's limit.
+        conditions: of the machine meanwhile.
+    """
+
+    latency_ms: float
+    kernels: pd.DataFrame
+    rounds_ms: np.ndarray
+    stable: bool
+    conditions: Conditions
+
+    def __repr__(self) -> str:
+        verdict = "" if self.stable else ", unstable"
+        return f"Measurement({self.latency_ms:.4g} ms, {len(self.rounds_ms)} rounds, {len(self.kernels)} kernels{verdict})"
+
+
+def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Measurement]:
+    """Time `models` on `device` in interleaved rounds, so that all meet the same disturbances.
+
+    Raises:
+        MeasurementError: when the device cannot load or run one of them.
+    """
+    protocol = protocol or Protocol()
+    before = cpu_times()
+    loaded: list[LoadedModel] = []
+    try:
+        for model in models:
+            loaded.append(device.load(model))
+        kernels = [_profiled(one, model, protocol) for one, model in zip(loaded, models, strict=True)]
+        rounds = _timed(loaded, protocol)
+    finally:
+        for one in loaded:
+            one.close()
+    conditions = conditions_since(before)
+    return [_verdict(frame, np.array(times), protocol, conditions) for frame, times in zip(kernels, rounds, strict=True)]
+
+
+def _timed(loaded: Sequence[LoadedModel], protocol: Protocol) -> list[list[float]]:
+    """Rounds of every model; those still unstable get all their rounds again, up to the limit."""
+    runs = [_runs(one, protocol) for one in loaded]
+    rounds: list[list[float]] = [[] for _ in loaded]
+    pending = list(range(len(loaded)))
+    for _ in range(protocol.attempts):
+        for _ in range(protocol.rounds):
+            for index in pending:
+                rounds[index].append(float(np.median(loaded[index].time_ms(runs[index]))))
+        pending = [index for index in pending if not _is_stable(np.array(rounds[index]), protocol)]
+    return rounds
+
+
+def _runs(loaded: LoadedModel, protocol: Protocol) -> int:
+    """Warm up, and see how many runs make a round."""
+    once = float(np.median(loaded.time_ms(protocol.min_runs)))
+    loaded.time_ms(math.ceil(protocol.warmup_ms / once))
+    return max(protocol.min_runs, math.ceil(protocol.round_ms / once))
+
+
+def _low(rounds: np.ndarray, protocol: Protocol) -> float:
+    return float(np.quantile(rounds, protocol.quantile))
+
+
+def _is_stable(rounds: np.ndarray, protocol: Protocol) -> bool:
+    """Judged on the quieter half: a burst during some rounds does no harm as long as enough rounds agree."""
+    quiet = np.sort(rounds)[: max(protocol.rounds // 2, len(rounds) // 2) + 1]
+    return bool(quiet[-1] <= (1 + protocol.max_spread) * _low(rounds, protocol))
+
+
+def _verdict(kernels: pd.DataFrame, rounds: np.ndarray, protocol: Protocol, conditions: Conditions) -> Measurement:
+    latency_ms = _low(rounds, protocol)
+    scaled = kernels.assign(ms=kernels["ms"] * (latency_ms / kernels["ms"].sum()))
+    return Measurement(latency_ms, scaled, rounds, _is_stable(rounds, protocol), conditions)
+
+
+def _profiled(loaded: LoadedModel, model: bytes, protocol: Protocol) -> pd.DataFrame:
+    """Kernels of `model` with the profiler's milliseconds."""
+    placed = find_kernels(onnx.load_from_string(model))
+    milliseconds = _attributed(placed, loaded.profile(protocol.profiled_runs))
+    frame = pd.DataFrame([one.kernel for one in placed], columns=list(KERNEL_FIELDS))
+    return frame.assign(ms=milliseconds)
+
+
+def _attributed(placed: Sequence[PlacedKernel], events: Sequence[tuple[str | None, float]]) -> np.ndarray:
+    """Sum profiler events into kernels by name.
+
+    A nameless event (a layout conversion) belongs to the kernel that asked for it and runs next. A name the model
+    does not have comes from an operation the runtime expanded (HardSwish, say): it belongs to the kernel just run.
+    """
+    owner = {name: index for index, one in enumerate(placed) for name in one.names}
+    milliseconds = np.zeros(len(placed))
+    waiting = 0.0
+    last: int | None = None
+    for name, ms in events:
+        if name is None:
+            waiting += ms
+            continue
+        last = owner.get(name, last)
+        if last is not None:
+            milliseconds[last] += ms + waiting
+            waiting = 0.0
+    if last is None:
+        raise MeasurementError("the device's profiler reported no kernel of this model.")
+    milliseconds[last] += waiting
+    return milliseconds

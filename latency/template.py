@@ -1,0 +1,135 @@
+"""One ONNX export per network, then any widths by slicing its initializers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from latency.errors import TraceError
+from latency.kernels import PlacedKernel, find_kernels
+from latency.network import Axis
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from latency.network import Network
+
+OPSET = 20
+
+
+def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
+    """Export `module` in eval mode, BN folded, parameters keeping their names."""
+    import torch
+
+    parameter = next(module.parameters(), torch.empty(0))
+    image = torch.zeros(input_shape, dtype=parameter.dtype, device=parameter.device)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            program = torch.onnx.export(
+                module.eval(), (image,), dynamo=True, verbose=False, opset_version=OPSET, input_names=["images"],
+                output_names=["scores"],
+            )  # fmt: skip
+        finally:
+            logger.setLevel(level)
+    assert program is not None
+    return program.model_proto
+
+
+class Template:
+    """The exported graph without weights, the full weights beside it, and the axes of both.
+
+    Attributes:
+        axes: the channel axis of every value in the graph, and all axes of every sliced initializer.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        model = export_onnx(network.module, network.input_shape)
+        self.channels, self._sliced = _annotate(model.graph, network)
+        self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        self.kernels: list[PlacedKernel] = find_kernels(model)
+        self._skeleton = _skeleton(model, self._weights, self._sliced)
+
+    def build(self, widths: np.ndarray) -> bytes:
+        """The model of the structure `widths` (int64[L])."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self._skeleton)
+        for node in model.graph.node:
+            if node.op_type == "Conv":
+                _set_groups(node, self._sliced[node.input[1]], widths)
+        for name, axes in self._sliced.items():
+            kept = tuple(slice(0, int(axis.length(widths))) for axis in axes)
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(self._weights[name][kept]), name))
+        return model.SerializeToString()
+
+    @cached_property
+    def kernel_axes(self) -> list[tuple[Axis, Axis]]:
+        """Input and output channel axis of every kernel, in the order of `kernels`."""
+        return [(self.channels[placed.input], self.channels[placed.output]) for placed in self.kernels]
+
+
+def _annotate(graph: onnx.GraphProto, network: Network) -> tuple[dict[str, Axis], dict[str, tuple[Axis, ...]]]:
+    """Channel axes of all values, axes of all initializers that widths change; follows the graph in order."""
+    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in [*graph.value_info, *graph.output]}
+    dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    channels = {graph.input[0].name: Axis(network.input_shape[1])}
+    sliced: dict[str, tuple[Axis, ...]] = {}
+    for node in graph.node:
+        known = [channels[name] for name in node.input if name in channels]
+        if not known:
+            continue  # constants computed in the graph
+        axis = next((axis for axis in known if axis.gene is not None), known[0])
+        if node.op_type in ("Conv", "Gemm"):
+            axes = network.tensors.get(node.input[1])
+            if axes is None or tuple(a.size for a in axes) != dims[node.input[1]]:
+                raise TraceError(
+                    f"{network.name}: the ONNX export changed the weights of '{node.name}' ({node.input[1]}), so they "
+                    "cannot be sliced. Please report the module; fusing by hand before tracing may help."
+                )
+            sliced[node.input[1]] = axes
+            sliced.update({name: axes[:1] for name in node.input[2:] if name})
+            axis = axes[0]
+        elif node.op_type == "BatchNormalization":
+            sliced.update({name: (axis,) for name in node.input[1:]})
+        elif node.op_type in ("Reshape", "Flatten"):
+            size = shapes[node.output[0]][1]
+            axis = Axis(size, axis.gene, axis.per_channel * size // axis.size)
+        channels.update({name: axis for name in node.output})
+    return channels, sliced
+
+
+def _skeleton(
+    model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: dict[str, tuple[Axis, ...]]
+) -> onnx.ModelProto:
+    """The graph without anything that depends on the widths."""
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(model)
+    graph = skeleton.graph
+    del graph.value_info[:], graph.initializer[:], graph.metadata_props[:]
+    flattening = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    for name, array in weights.items():
+        if name in flattening and len(array) == 2:
+            array = np.array([array[0], -1], dtype=np.int64)
+        if name not in sliced:
+            graph.initializer.append(numpy_helper.from_array(array, name))
+    for node in graph.node:
+        del node.metadata_props[:]
+    return skeleton
+
+
+def _set_groups(node: onnx.NodeProto, weight: tuple[Axis, ...], widths: np.ndarray) -> None:
+    for attribute in node.attribute:
+        if attribute.name == "group" and attribute.i > 1:
+            attribute.i = int(weight[0].length(widths))

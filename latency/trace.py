@@ -1,0 +1,335 @@
+"""Tracing: an ordinary module becomes a `Network`.
+
+The module is traced with torch.fx and run once for its shapes. Every tensor carries a `Flow`: a channel variable
+and how many consecutive entries of its axis 1 belong to one channel. Layers make new variables, additions and depthwise
+convolutions join them (union-find), everything else passes them on; what is left free are the genes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torchvision.ops import stochastic_depth
+
+from latency.errors import TraceError
+from latency.network import Axis, Gene, Layer, Network, width_choices
+
+DEFAULT_ALIGN = 8
+"""Widths are multiples of this unless asked otherwise: odd widths are slow on every device we know."""
+
+
+def trace(
+    module: nn.Module,
+    input_shape: Sequence[int] = (1, 3, 224, 224),
+    *,
+    align: int = DEFAULT_ALIGN,
+    name: str | None = None,
+) -> Network:
+    """Trace `module` for one image batch of `input_shape` [N, C, H, W].
+
+    Args:
+        module: any CNN that torch.fx can trace; it is copied, not changed, and traced in eval mode.
+        input_shape: shape of its only input, batch first.
+        align: genes may take multiples of this; 1 gives the paper's own grid of 31 widths.
+        name: how tables and reports call it; default: the class name.
+
+    Raises:
+        TraceError: naming the layer, the operation and what to do.
+
+    Example:
+        >>> net = trace(torchvision.models.mobilenet_v2(), (1, 3, 224, 224))
+        >>> net.genes[0]
+        Gene(name='features.0.0', max_width=32, choices=(8, 16, 24, 32))
+    """
+    shape = tuple(int(size) for size in input_shape)
+    if len(shape) != 4 or min(shape) < 1:
+        raise TraceError(f"input_shape={tuple(input_shape)} given; expected four positive sizes (N, C, H, W).")
+    if align < 1:
+        raise TraceError(f"align={align} given; expected a positive whole number.")
+    name = name or type(module).__name__
+    graph_module = _symbolic(copy.deepcopy(module).eval(), name)
+    _propagate_shapes(graph_module, shape, name)
+    return _Tracer(graph_module, name).network(shape, align)
+
+
+def _symbolic(module: nn.Module, name: str) -> fx.GraphModule:
+    try:
+        return fx.symbolic_trace(module)
+    except Exception as error:  # torch.fx runs user code: anything may come out
+        raise TraceError(
+            f"{name} cannot be traced by torch.fx: {error} "
+            "Move data-dependent control flow out of forward(), or wrap that part in a module of its own."
+        ) from error
+
+
+def _propagate_shapes(module: fx.GraphModule, shape: tuple[int, ...], name: str) -> None:
+    parameter = next(module.parameters(), torch.empty(0))
+    try:
+        with torch.no_grad():
+            ShapeProp(module).propagate(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
+    except Exception as error:  # the user's forward() runs here
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise TraceError(f"{name} does not run on an input of shape {shape}: {cause}") from error
+
+
+@dataclass
+class _Flow:
+    """What a tensor carries on axis 1: `per_channel` entries for each channel of variable `variable`."""
+
+    variable: int
+    per_channel: int = 1
+
+
+@dataclass
+class _Variables:
+    """Union-find over channel variables; a set is fixed when any member is."""
+
+    parent: list[int] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+    maker: list[str] = field(default_factory=list)
+    fixed: list[bool] = field(default_factory=list)
+
+    def new(self, size: int, maker: str, fixed: bool = False) -> int:
+        self.parent.append(len(self.parent))
+        self.size.append(size)
+        self.maker.append(maker)
+        self.fixed.append(fixed)
+        return len(self.parent) - 1
+
+    def root(self, variable: int) -> int:
+        while self.parent[variable] != variable:
+            variable = self.parent[variable]
+        return variable
+
+    def join(self, a: int, b: int) -> int:
+        """The set's name is its earliest member, so genes keep the order of the network."""
+        low, high = sorted((self.root(a), self.root(b)))
+        self.parent[high] = low
+        self.fixed[low] = self.fixed[low] or self.fixed[high]
+        return low
+
+
+PASSING_MODULES: tuple[type[nn.Module], ...] = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
+    nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Identity, nn.Dropout, nn.Dropout2d,
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.ReflectionPad2d,
+    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
+)  # fmt: skip
+PASSING_FUNCTIONS: frozenset[Any] = frozenset(
+    {
+        F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish,
+        F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
+        F.adaptive_max_pool2d, F.interpolate, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, stochastic_depth,
+        "relu", "sigmoid", "tanh", "clamp", "contiguous", "clone", "detach",
+    }
+)  # fmt: skip
+JOINING_FUNCTIONS: frozenset[Any] = frozenset(
+    {
+        operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
+        torch.add, torch.sub, torch.mul, "add", "add_", "sub", "sub_", "mul", "mul_",
+    }
+)  # fmt: skip
+SPATIAL_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
+RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
+ADVICE = "Replace it, or keep it outside the traced module and trace the parts before and after on their own."
+
+
+class _Tracer:
+    """One walk over the graph; `network` is its only public method."""
+
+    def __init__(self, module: fx.GraphModule, name: str) -> None:
+        self.module = module
+        self.name = name
+        self.modules = dict(module.named_modules())
+        self.variables = _Variables()
+        self.flows: dict[fx.Node, _Flow] = {}
+        self.layers: dict[str, tuple[str, _Flow, int, int]] = {}  # name → kind, input, output variable, taps
+        self.tensors: dict[str, tuple[_Flow | int, ...]] = {}
+        self.module_rules: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Callable[..., _Flow]], ...] = (
+            (nn.Conv2d, self._conv),
+            (nn.Linear, self._linear),
+            (nn.BatchNorm2d, self._batchnorm),
+            (nn.BatchNorm1d, self._batchnorm),
+            (nn.Flatten, self._reshape),
+            (PASSING_MODULES, self._pass),
+        )
+
+    def network(self, input_shape: tuple[int, ...], align: int) -> Network:
+        for node in self.module.graph.nodes:
+            self._visit(node)
+        genes, index = self._genes(align)
+
+        def axis(flow: _Flow | int) -> Axis:
+            if isinstance(flow, int):
+                return Axis(flow)
+            root = self.variables.root(flow.variable)
+            return Axis(self.variables.size[root] * flow.per_channel, index.get(root), flow.per_channel)
+
+        layers = tuple(
+            Layer(name, kind, axis(inputs), axis(_Flow(outputs)), taps)
+            for name, (kind, inputs, outputs, taps) in self.layers.items()
+        )
+        tensors = {name: tuple(axis(flow) for flow in flows) for name, flows in self.tensors.items()}
+        parameters = tuple(name for name, _ in self.module.named_parameters() if name in tensors)
+        return Network(self.name, self.module, input_shape, genes, layers, tensors, parameters, align)
+
+    def _genes(self, align: int) -> tuple[tuple[Gene, ...], dict[int, int]]:
+        variables = self.variables
+        roots = sorted({variables.root(v) for v in range(len(variables.parent))})
+        free = [root for root in roots if not variables.fixed[root]]
+        genes = tuple(
+            Gene(variables.maker[r], variables.size[r], width_choices(variables.size[r], align)) for r in free
+        )
+        return genes, {root: position for position, root in enumerate(free)}
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self._image(node)
+        elif node.op == "output":
+            for source in node.all_input_nodes:
+                if source in self.flows:
+                    self.variables.fixed[self.variables.root(self.flows[source].variable)] = True
+        elif _shape(node) is None:
+            return  # sizes and other plain numbers carry no channels
+        elif node.op == "get_attr":
+            raise self._error(node, "uses a bare parameter or buffer", "Put it into a layer torch.nn knows.")
+        elif node.op == "call_module":
+            module = self.modules[str(node.target)]
+            rule = next((rule for kinds, rule in self.module_rules if isinstance(module, kinds)), None)
+            if rule is None:
+                raise self._error(node, f"is a {type(module).__name__}, whose channels we cannot follow", ADVICE)
+            self.flows[node] = rule(node, module)
+        else:
+            self.flows[node] = self._function_rule(node)(node, None)
+
+    def _image(self, node: fx.Node) -> None:
+        if self.flows:
+            raise self._error(node, "is a second input", "Trace a module with one image input.")
+        self.flows[node] = _Flow(self.variables.new(_shape(node)[1], str(node.target), fixed=True))
+
+    def _function_rule(self, node: fx.Node) -> Callable[..., _Flow]:
+        rules = (
+            (PASSING_FUNCTIONS, self._pass),
+            (JOINING_FUNCTIONS, self._join),
+            (SPATIAL_FUNCTIONS, self._reduce),
+            (RESHAPING_FUNCTIONS, self._reshape),
+        )
+        for functions, rule in rules:
+            if node.target in functions:
+                return rule
+        called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+        raise self._error(node, f"calls {called}, whose channels we cannot follow", ADVICE)
+
+    def _conv(self, node: fx.Node, conv: nn.Conv2d) -> _Flow:
+        flow = self._input(node)
+        height, width = _shape(node)[2:]
+        taps = math.prod(conv.kernel_size) * height * width
+        if conv.groups == 1:
+            outputs = self._layer(node, "conv", flow, conv.out_channels, taps)
+            self._tensors(node, conv, (_Flow(outputs), flow, *conv.kernel_size))
+        elif conv.groups == conv.in_channels == conv.out_channels:
+            outputs = self._layer(node, "depthwise", flow, conv.out_channels, taps)
+            outputs = self.variables.join(outputs, flow.variable)
+            self._tensors(node, conv, (_Flow(outputs), 1, *conv.kernel_size))
+        else:
+            raise self._error(
+                node,
+                f"is a grouped convolution ({conv.in_channels} → {conv.out_channels}, {conv.groups} groups)",
+                "Only ordinary and depthwise convolutions can be pruned; replace it.",
+            )
+        return _Flow(outputs)
+
+    def _linear(self, node: fx.Node, linear: nn.Linear) -> _Flow:
+        flow = self._input(node)
+        if len(_shape(node)) != 2:
+            raise self._error(node, f"is a Linear applied to a tensor of {len(_shape(node))} axes", "Flatten it first.")
+        outputs = self._layer(node, "linear", flow, linear.out_features, 1)
+        self._tensors(node, linear, (_Flow(outputs), flow))
+        return _Flow(outputs)
+
+    def _batchnorm(self, node: fx.Node, module: nn.Module) -> _Flow:
+        flow = self._input(node)
+        name = str(node.target)
+        for tensor in ("weight", "bias", "running_mean", "running_var"):
+            if getattr(module, tensor) is not None:
+                self.tensors[f"{name}.{tensor}"] = (flow,)
+        return flow
+
+    def _pass(self, node: fx.Node, module: nn.Module | None) -> _Flow:
+        flow = self._input(node)
+        if _shape(node)[1] != _shape(self._source(node))[1]:
+            raise self._error(node, "changes the number of channels", ADVICE)
+        return flow
+
+    def _join(self, node: fx.Node, module: nn.Module | None) -> _Flow:
+        channels, rank = _shape(node)[1], len(_shape(node))
+        operands = [source for source in node.all_input_nodes if source in self.flows]
+        if any(len(_shape(source)) != rank for source in operands):
+            raise self._error(node, "combines tensors of different ranks", "Make the broadcast explicit.")
+        first, *others = [self.flows[source] for source in operands if _shape(source)[1] == channels]
+        for other in others:
+            if other.per_channel != first.per_channel:
+                raise self._error(node, "combines a flattened tensor with one that is not", ADVICE)
+            self.variables.join(first.variable, other.variable)
+        return first
+
+    def _reduce(self, node: fx.Node, module: nn.Module | None) -> _Flow:
+        before, after = _shape(self._source(node)), _shape(node)
+        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        dims = (dims,) if isinstance(dims, int) else dims
+        if not dims or any(dim % len(before) < 2 for dim in dims) or after[:2] != before[:2]:
+            raise self._error(node, "reduces over the batch or the channels", "Reduce over height and width only.")
+        return self._input(node)
+
+    def _reshape(self, node: fx.Node, module: nn.Module | None) -> _Flow:
+        before, after = _shape(self._source(node)), _shape(node)
+        if after == before:
+            return self._input(node)
+        if len(after) != 2 or after[0] != before[0]:
+            raise self._error(
+                node, f"reshapes {before} to {after}, which mixes channels with other axes",
+                "Only flattening to (batch, features) can be followed.",
+            )  # fmt: skip
+        flow = self._input(node)
+        return _Flow(flow.variable, flow.per_channel * after[1] // before[1])
+
+    def _layer(self, node: fx.Node, kind: str, inputs: _Flow, outputs: int, taps: int) -> int:
+        name = str(node.target)
+        if name in self.layers:
+            raise self._error(node, "is called more than once", "Give every call a layer of its own.")
+        variable = self.variables.new(outputs, name)
+        self.layers[name] = (kind, inputs, variable, taps)
+        return variable
+
+    def _tensors(self, node: fx.Node, module: nn.Conv2d | nn.Linear, axes: tuple[_Flow | int, ...]) -> None:
+        self.tensors[f"{node.target}.weight"] = axes
+        if module.bias is not None:
+            self.tensors[f"{node.target}.bias"] = axes[:1]
+
+    def _source(self, node: fx.Node) -> fx.Node:
+        return next(source for source in node.all_input_nodes if source in self.flows)
+
+    def _input(self, node: fx.Node) -> _Flow:
+        return self.flows[self._source(node)]
+
+    def _error(self, node: fx.Node, what: str, advice: str) -> TraceError:
+        stack = node.meta.get("nn_module_stack")
+        owner = str(node.target) if node.op == "call_module" else (next(reversed(stack)) if stack else "forward()")
+        return TraceError(f"{self.name}: layer '{owner}' (operation '{node.name}') {what}. {advice}")
+
+
+def _shape(node: fx.Node) -> Any:
+    """The node's tensor shape; () for several tensors at once; None for a plain number or size."""
+    meta = node.meta.get("tensor_meta")
+    if meta is None:
+        return None
+    return tuple(meta.shape) if hasattr(meta, "shape") else ()

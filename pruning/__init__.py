@@ -1,0 +1,1 @@
+"""How good a structure is: networks, PruningNet, training, evaluation, extraction."""

@@ -1,0 +1,103 @@
+"""Names of networks, and the one network torchvision does not have: MobileNetV1."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import Tensor, nn
+
+from latency.errors import MillipruneError
+
+
+class UnknownNetwork(MillipruneError):
+    """No network of that name."""
+
+
+class DepthwiseSeparable(nn.Module):
+    """Depthwise 3×3 then pointwise 1×1, each with BN and ReLU (MobileNets, arXiv 1704.04861, section 3.1)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = _conv_bn_relu(inputs, inputs, 3, stride, groups=inputs)
+        self.pointwise = _conv_bn_relu(inputs, outputs, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(x))
+
+
+class MobileNetV1(nn.Module):
+    """MobileNetV1 (arXiv 1704.04861, table 1), all widths times `width_mult`; any input of 32 pixels and more."""
+
+    BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+
+    def __init__(self, num_classes: int = 1000, width_mult: float = 1.0) -> None:
+        super().__init__()
+        channels = int(32 * width_mult)
+        layers: list[nn.Module] = [_conv_bn_relu(3, channels, 3, 2)]
+        for base, stride in self.BLOCKS:
+            outputs = int(base * width_mult)
+            layers.append(DepthwiseSeparable(channels, outputs, stride))
+            channels = outputs
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+def _conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def mobilenet_v1(num_classes: int = 1000, weights: None = None) -> nn.Module:
+    """MobileNetV1. No pretrained weights are published for this definition."""
+    if weights is not None:
+        raise UnknownNetwork(f"weights={weights!r} given for mobilenet_v1; only None is available.")
+    return MobileNetV1(num_classes)
+
+
+OURS = {"mobilenet_v1": mobilenet_v1}
+
+
+def load(name: str, num_classes: int = 1000, weights: Any = None) -> nn.Module:
+    """The network called `name`: one of ours, a torchvision classification model, or `package.module:function`.
+
+    Args:
+        name: "mobilenet_v1", "resnet50", "mypackage.models:small_net", …
+        num_classes: size of the classifier.
+        weights: as torchvision takes them; None starts from random weights.
+
+    Raises:
+        UnknownNetwork: when there is no such network, saying where it was looked for.
+    """
+    if name in OURS:
+        return OURS[name](num_classes=num_classes, weights=weights)
+    if ":" in name:
+        return _from_function(name, num_classes)
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise UnknownNetwork(
+            f"network '{name}' is unknown; expected one of {', '.join(OURS)}, a torchvision classification model "
+            "(such as mobilenet_v2, resnet50), or package.module:function returning a torch.nn.Module."
+        )
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") and weights is None else {}
+    return models.get_model(name, weights=weights, num_classes=num_classes, **options)
+
+
+def _from_function(name: str, num_classes: int) -> nn.Module:
+    module_name, _, function_name = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnknownNetwork(f"network '{name}' cannot be imported: {error}. Check the spelling and PYTHONPATH.") from error
+    module = function(num_classes=num_classes)
+    if not isinstance(module, nn.Module):
+        raise UnknownNetwork(f"'{name}' returned a {type(module).__name__}; expected a torch.nn.Module.")
+    return module
