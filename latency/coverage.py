@@ -9,14 +9,19 @@ import numpy as np
 from latency.network import Gene, Network
 
 QUICK_STRUCTURES = 60
+SHORT_STRUCTURES = 160
+SHORT_MACS = 50_000_000
+"""Networks below this run so short that profiles say little: more end-to-end times have to carry the fit."""
 
 
-def quick_plan(network: Network, structures: int = QUICK_STRUCTURES, seed: int = 0) -> np.ndarray:
+def quick_plan(network: Network, structures: int | None = None, seed: int = 0) -> np.ndarray:
     """int64[P, L]: the unpruned network, the smallest, and random ones of all sizes.
 
     Half of them draw every gene freely; the others scatter around one common scale, since independent draws alone
     would all have about the same latency.
     """
+    if structures is None:
+        structures = SHORT_STRUCTURES if network.macs(network.max_widths) < SHORT_MACS else QUICK_STRUCTURES
     rng = np.random.default_rng(seed)
     ends = [network.max_widths, tuple(gene.choices[0] for gene in network.genes)]
     return np.array([*ends, *(_random(network.genes, rng, index % 2 == 0) for index in range(structures - 2))])
@@ -38,9 +43,10 @@ def full_plan(network: Network) -> np.ndarray:
     any two columns show every pair of levels exactly once (Bose 1938; Hedayat et al., Orthogonal Arrays, theorem 3.1).
     Genes that never share a layer may use the same column; p is the smallest prime that has enough levels and columns.
     """
-    columns = _columns(network)
     levels = max(len(gene.choices) for gene in network.genes)
-    prime = next(p for p in range(max(2, levels, max(columns)), 10**6) if _is_prime(p))
+    degree = max(len(others) for others in neighbours(network))
+    prime = next(p for p in range(max(levels, degree), 10**6) if _is_prime(p))
+    columns = _columns(network, prime + 1)
     a, b = (grid.ravel() for grid in np.meshgrid(np.arange(prime), np.arange(prime), indexing="ij"))
     plan = np.empty((prime * prime, len(network.genes)), dtype=np.int64)
     for gene, column in enumerate(columns):
@@ -61,12 +67,13 @@ def neighbours(network: Network) -> list[set[int]]:
     return shared
 
 
-def _columns(network: Network) -> list[int]:
-    """A column for each gene, different for genes that share a layer: greedy colouring in network order."""
+def _columns(network: Network, available: int) -> list[int]:
+    """A column for each gene, in network order: the least used of those that no neighbour has."""
     columns: list[int] = []
     for gene, others in enumerate(neighbours(network)):
-        used = {columns[other] for other in others if other < gene}
-        columns.append(next(column for column in range(len(network.genes)) if column not in used))
+        taken = {columns[other] for other in others if other < gene}
+        free = [column for column in range(available) if column not in taken]
+        columns.append(min(free, key=columns.count))
     return columns
 
 

@@ -51,13 +51,18 @@ class Axis:
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution or linear layer. `taps` is kernel area × output positions: multiply-adds per (in, out) channel pair."""
+    """One convolution or linear layer.
+
+    `taps` is kernel area × output positions: multiply-adds for each pair of an input and an output channel. `block` is
+    the path of the outermost enclosing module that is more than a sequence of others.
+    """
 
     name: str
     kind: str  # "conv" | "depthwise" | "linear"
     inputs: Axis
     outputs: Axis
     taps: int
+    block: str
 
     def macs(self, inputs: Any, outputs: Any) -> Any:
         """Multiply-adds of one image, given the kept input and output channels."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from latency.network import Network
 
 OPSET = 20
+SIGNATURE_KEY = "milliprune_signature"
+"""Metadata entry of our ONNX models that says which network they are a structure of."""
 
 
 def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
@@ -61,6 +63,7 @@ class Template:
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
         self._skeleton = _skeleton(model, self._weights, self._sliced)
+        self._skeleton.metadata_props.add(key=SIGNATURE_KEY, value=network.signature)
 
     def build(self, widths: np.ndarray) -> bytes:
         """The model of the structure `widths` (int64[L])."""

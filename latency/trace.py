@@ -58,7 +58,7 @@ def trace(
     name = name or type(module).__name__
     graph_module = _symbolic(copy.deepcopy(module).eval(), name)
     _propagate_shapes(graph_module, shape, name)
-    return _Tracer(graph_module, name).network(shape, align)
+    return _Tracer(graph_module, name, _blocks(module)).network(shape, align)
 
 
 def _symbolic(module: nn.Module, name: str) -> fx.GraphModule:
@@ -79,6 +79,17 @@ def _propagate_shapes(module: fx.GraphModule, shape: tuple[int, ...], name: str)
     except Exception as error:  # the user's forward() runs here
         cause = str(error.__cause__ or error).splitlines()[0]
         raise TraceError(f"{name} does not run on an input of shape {shape}: {cause}") from error
+
+
+def _blocks(module: nn.Module) -> dict[str, str]:
+    """For each submodule the outermost enclosing module that is more than a sequence; itself where there is none."""
+    sequences = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    blocks: dict[str, str] = {}
+    for name, submodule in module.named_modules():
+        parent = name.rpartition(".")[0]
+        inherited = blocks.get(parent, "")
+        blocks[name] = inherited or ("" if isinstance(submodule, sequences) or not name else name)
+    return blocks
 
 
 @dataclass
@@ -146,9 +157,10 @@ ADVICE = "Replace it, or keep it outside the traced module and trace the parts b
 class _Tracer:
     """One walk over the graph; `network` is its only public method."""
 
-    def __init__(self, module: fx.GraphModule, name: str) -> None:
+    def __init__(self, module: fx.GraphModule, name: str, blocks: dict[str, str]) -> None:
         self.module = module
         self.name = name
+        self.blocks = blocks
         self.modules = dict(module.named_modules())
         self.variables = _Variables()
         self.flows: dict[fx.Node, _Flow] = {}
@@ -166,6 +178,8 @@ class _Tracer:
     def network(self, input_shape: tuple[int, ...], align: int) -> Network:
         for node in self.module.graph.nodes:
             self._visit(node)
+        self.module.graph.eliminate_dead_code()
+        self.module.recompile()
         genes, index = self._genes(align)
 
         def axis(flow: _Flow | int) -> Axis:
@@ -175,7 +189,7 @@ class _Tracer:
             return Axis(self.variables.size[root] * flow.per_channel, index.get(root), flow.per_channel)
 
         layers = tuple(
-            Layer(name, kind, axis(inputs), axis(_Flow(outputs)), taps)
+            Layer(name, kind, axis(inputs), axis(_Flow(outputs)), taps, self.blocks[name])
             for name, (kind, inputs, outputs, taps) in self.layers.items()
         )
         tensors = {name: tuple(axis(flow) for flow in flows) for name, flows in self.tensors.items()}
@@ -230,6 +244,8 @@ class _Tracer:
         raise self._error(node, f"calls {called}, whose channels we cannot follow", ADVICE)
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d) -> _Flow:
+        if conv.padding_mode != "zeros":
+            raise self._error(node, f"pads with '{conv.padding_mode}'", "Use padding_mode='zeros', or a padding layer before it.")
         flow = self._input(node)
         height, width = _shape(node)[2:]
         taps = math.prod(conv.kernel_size) * height * width
@@ -300,7 +316,14 @@ class _Tracer:
                 "Only flattening to (batch, features) can be followed.",
             )  # fmt: skip
         flow = self._input(node)
+        if node.op != "call_module":
+            self._rewrite_as_flatten(node)
         return _Flow(flow.variable, flow.per_channel * after[1] // before[1])
+
+    def _rewrite_as_flatten(self, node: fx.Node) -> None:
+        """`x.view(-1, 1280)` states a size that pruning changes; flattening does the same without."""
+        source = self._source(node)
+        node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (source, 1), {}
 
     def _layer(self, node: fx.Node, kind: str, inputs: _Flow, outputs: int, taps: int) -> int:
         name = str(node.target)

@@ -1,0 +1,66 @@
+"""How good a structure is: BN statistics made anew for it, then its accuracy.
+
+A structure of a PruningNet has no statistics of its own: those of another structure, or none, give chance accuracy
+(MetaPruning, section 3.2, and the most frequent question of its users).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.data import Dataset, Images, batches
+from pruning.pruningnet import PruningNet
+
+RECALIBRATION_IMAGES = 1024
+BATCH = 512
+
+
+@torch.no_grad()
+def recalibrate_bn(module: nn.Module, images: Tensor, batch: int = BATCH) -> None:
+    """Replace the running statistics of every BN layer by averages over `images` (normalised, [N, C, H, W]).
+
+    Each layer sees what the layers before it give when normalised by their own batch. The variance is the mean of the
+    batches' variances, which leaves out how batch means differ: keep batches large, here all of one size.
+    Only BN layers are put into training mode; dropout stays off. The module ends in eval mode.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    module.eval()
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # cumulative average
+        layer.train()
+    whole = max(1, len(images) // batch) * batch
+    for part in images[:whole].split(batch):
+        module(part)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    module.eval()
+
+
+@torch.no_grad()
+def accuracy(module: nn.Module, images: Images, data: Dataset) -> float:
+    """Share of `images` classified correctly, 0 … 1, in eval mode."""
+    module.eval()
+    correct = sum(
+        int((module(data.normalised(part.pixels)).argmax(1) == part.labels).sum()) for part in batches(images, BATCH)
+    )
+    return correct / len(images)
+
+
+class StructureEvaluator:
+    """Sub-validation accuracy of a PruningNet's structures, all measured on the same images."""
+
+    def __init__(self, supernet: PruningNet, data: Dataset, images: int = RECALIBRATION_IMAGES) -> None:
+        self.supernet = supernet
+        self.data = data
+        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(1))[:images]
+        self._calibration = data.normalised(data.train.pixels[order])
+
+    def __call__(self, widths: np.ndarray) -> float:
+        """Accuracy (0 … 1) of the structure `widths` (int64[L])."""
+        structure = self.supernet.structure(widths)
+        recalibrate_bn(structure, self._calibration)
+        return accuracy(structure, self.data.subval, self.data)

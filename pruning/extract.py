@@ -1,0 +1,53 @@
+"""Widths → an ordinary module of exactly that structure."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from latency.network import Network
+
+
+def extract(network: Network, widths: Any, state: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+    """The structure `widths` (int[L]) as a module of its own, in eval mode.
+
+    Args:
+        state: tensors by the names of `network.tensors`, at full width or already cropped; those not given keep
+            PyTorch's default initialisation. `network.module.state_dict()` slices the unpruned network.
+    """
+    widths = network.check_widths(widths)
+    modules = {
+        str(node.target): _resized(network, str(node.target), widths)
+        for node in network.module.graph.nodes
+        if node.op == "call_module"
+    }
+    structure = fx.GraphModule(modules, copy.deepcopy(network.module.graph), type(network.module).__name__)
+    if state is not None:
+        own = structure.state_dict()
+        own |= {name: state[name][network.kept(name, widths)] for name in network.tensors if name in state}
+        structure.load_state_dict(own)
+    return structure.eval().to(memory_format=torch.channels_last)
+
+
+def _resized(network: Network, name: str, widths: Any) -> nn.Module:
+    module = network.module.get_submodule(name)
+    if isinstance(module, nn.Conv2d):
+        outputs, per_group = (index.stop for index in network.kept(f"{name}.weight", widths)[:2])
+        groups = outputs if module.groups > 1 else 1
+        return nn.Conv2d(
+            per_group * groups, outputs, module.kernel_size, module.stride, module.padding, module.dilation, groups,
+            module.bias is not None,
+        )  # fmt: skip
+    if isinstance(module, nn.Linear):
+        outputs, inputs = (index.stop for index in network.kept(f"{name}.weight", widths))
+        return nn.Linear(inputs, outputs, module.bias is not None)
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        kept = (network.kept(tensor, widths)[0].stop for tensor in network.tensors if tensor.rpartition(".")[0] == name)
+        channels = next(kept, module.num_features)
+        return type(module)(channels, module.eps, module.momentum, module.affine, module.track_running_stats)
+    return copy.deepcopy(module)
+
