@@ -50,8 +50,9 @@ def require_same(found: Mapping[str, str], expected: Mapping[str, str], where: s
     for key in sorted(set(found) | set(expected)):
         if found.get(key) != expected.get(key):
             raise TableError(
-                f"{where} was measured with {key} '{found.get(key, 'not stated')}', this is '{expected.get(key, 'not stated')}'. "
-                "Rows of different devices never mix; choose another --out folder or remove that table."
+                f"{where} was measured with {key} '{found.get(key, 'not stated')}', this is "
+                f"'{expected.get(key, 'not stated')}'. Rows of different devices never mix; choose another folder or "
+                "remove that table."
             )
 
 

@@ -16,9 +16,7 @@ from onnx import helper
 
 from latency.errors import MeasurementError
 
-ACTIVATIONS = frozenset(
-    "Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu Elu Selu Celu Gelu Mish Softplus Swish".split()
-)
+ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu Elu Selu Celu Gelu Mish Softplus Swish".split())
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 
 
@@ -114,9 +112,7 @@ def _channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]])
             axis = list(attributes["perm"]).index(axis)
         elif node.op_type == "GatherND":
             axis += len(shapes.get(node.output[0], ())) - len(shapes.get(node.input[0], ()))
-        elif node.op_type == "ReduceMean" and not attributes.get("keepdims", 1):
-            axis = 1
-        elif node.op_type in ("Reshape", "Flatten"):
+        elif node.op_type in ("Reshape", "Flatten") or not attributes.get("keepdims", 1):
             axis = 1
         for output in node.output:
             axes[output] = axis
@@ -134,7 +130,7 @@ def _fused(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:
     outputs = {value.name for value in graph.output}
     taken: set[int] = set()
     groups = []
-    for index, node in enumerate(nodes):
+    for index in range(len(nodes)):
         if index in taken:
             continue
         group = [index]

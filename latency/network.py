@@ -114,9 +114,7 @@ class Network:
         wrong = np.argwhere((array < 1) | (array > np.array(self.max_widths)))
         if len(wrong):
             gene = self.genes[wrong[0][-1]]
-            raise WidthsError(
-                f"width {array[tuple(wrong[0])]} given for gene '{gene.name}'; expected 1 … {gene.max_width}."
-            )
+            raise WidthsError(f"width {array[tuple(wrong[0])]} given for gene '{gene.name}'; expected 1 … {gene.max_width}.")
         return array
 
     def nearest_widths(self, scale: float) -> np.ndarray:
@@ -167,5 +165,3 @@ class Network:
 
 def _product(*lengths: Any) -> Any:
     return math.prod(lengths)
-
-

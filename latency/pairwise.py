@@ -97,9 +97,9 @@ class PairwiseCost:
         while remaining:
             gene = min(remaining, key=lambda g: len(_neighbours(g, factors)))
             scope = tuple(sorted(_neighbours(gene, factors)))
-            joint = np.zeros(tuple(len(self.choices[g]) for g in scope + (gene,)))
+            joint = np.zeros(tuple(len(self.choices[g]) for g in (*scope, gene)))
             for genes in [genes for genes in factors if gene in genes]:
-                joint = joint + _aligned(factors.pop(genes), genes, scope + (gene,))
+                joint = joint + _aligned(factors.pop(genes), genes, (*scope, gene))
             decisions.append((gene, scope, joint.argmin(axis=-1)))
             if scope:
                 shape = tuple(len(self.choices[g]) for g in scope)
@@ -126,9 +126,9 @@ class PairwiseCost:
 
 
 def _grid(genes: tuple[int, ...], grids: tuple[np.ndarray, ...]) -> np.ndarray:
-    """int64[K, 1, L] or [K_g, K_h, L]-shaped widths in which each of `genes` runs over its own dimension."""
+    """int64[K_g, …, L]: widths in which each of `genes` runs over its own dimension."""
     shape = tuple(len(grids[gene]) for gene in genes)
-    widths = np.zeros(shape + (len(grids),), dtype=np.int64)
+    widths = np.zeros((*shape, len(grids)), dtype=np.int64)
     for dimension, gene in enumerate(genes):
         view = [1] * len(genes)
         view[dimension] = -1
@@ -138,12 +138,14 @@ def _grid(genes: tuple[int, ...], grids: tuple[np.ndarray, ...]) -> np.ndarray:
 
 def _absorb_singles(tables: dict[tuple[int, ...], np.ndarray]) -> dict[tuple[int, ...], np.ndarray]:
     """Fold one-gene tables into a two-gene table of the same gene: fewer gathers a structure."""
-    pairs = {genes: table for genes, table in tables.items() if len(genes) == 2}
-    singles = {genes: table for genes, table in tables.items() if len(genes) == 1}
-    for (gene,), table in singles.items():
-        host = next((genes for genes in pairs if gene in genes), None)
+    pairs: dict[tuple[int, ...], np.ndarray] = {genes: table for genes, table in tables.items() if len(genes) == 2}
+    for genes, table in tables.items():
+        if len(genes) == 2:
+            continue
+        gene = genes[0]
+        host = next((pair for pair in pairs if gene in pair), None)
         if host is None:
-            pairs[(gene,)] = table
+            pairs[genes] = table
         else:
             pairs[host] = pairs[host] + (table[:, None] if host[0] == gene else table[None, :])
     return pairs

@@ -73,7 +73,9 @@ class LatencyPredictor:
         self._calibrations: dict[str, Calibration] = {}
         self._costs: dict[tuple[str, int], LatencyCost] = {}
 
-    def predict(self, model: str | os.PathLike[str] | bytes | nn.Module, input_shape: Sequence[int] | None = None) -> Prediction:
+    def predict(
+        self, model: str | os.PathLike[str] | bytes | nn.Module, input_shape: Sequence[int] | None = None
+    ) -> Prediction:
         """Predict one model.
 
         Args:

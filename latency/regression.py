@@ -110,7 +110,7 @@ class KernelRegressor:
             types[str(kernel_type)] = TypeRegressor(str(kernel_type), _columns(rows), rows["ms"].to_numpy())
             unseen[index] = types[str(kernel_type)].out_of_bag_ms
         groups = kernels.groupby(list(KERNEL_FIELDS))["ms"]
-        measured = groups.agg(ms="mean", rows="count")
+        measured = pd.DataFrame({"ms": groups.mean(), "rows": groups.count()})
         others = groups.transform("count").to_numpy() - 1
         sum_of_others = groups.transform("sum").to_numpy() - kernels["ms"].to_numpy()
         return cls(types, measured), (sum_of_others + cls.PRIOR_ROWS * unseen) / (others + cls.PRIOR_ROWS)

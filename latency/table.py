@@ -120,9 +120,7 @@ class LatencyTable:
         """How many structures of `network` have been measured."""
         return sum(signature == network.signature for signature, _ in self.keys)
 
-    def append(
-        self, network: Network, widths: Sequence[Sequence[int]], measurements: Sequence[Measurement]
-    ) -> LatencyTable:
+    def append(self, network: Network, widths: Sequence[Sequence[int]], measurements: Sequence[Measurement]) -> LatencyTable:
         """Write measured structures of `network` as a new part; returns the longer table.
 
         Raises:

@@ -105,17 +105,15 @@ def _annotate(graph: onnx.GraphProto, network: Network) -> tuple[dict[str, Axis]
             sliced.update({name: axes[:1] for name in node.input[2:] if name})
             axis = axes[0]
         elif node.op_type == "BatchNormalization":
-            sliced.update({name: (axis,) for name in node.input[1:]})
+            sliced.update(dict.fromkeys(node.input[1:], (axis,)))
         elif node.op_type in ("Reshape", "Flatten"):
             size = shapes[node.output[0]][1]
             axis = Axis(size, axis.gene, axis.per_channel * size // axis.size)
-        channels.update({name: axis for name in node.output})
+        channels.update(dict.fromkeys(node.output, axis))
     return channels, sliced
 
 
-def _skeleton(
-    model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: dict[str, tuple[Axis, ...]]
-) -> onnx.ModelProto:
+def _skeleton(model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: dict[str, tuple[Axis, ...]]) -> onnx.ModelProto:
     """The graph without anything that depends on the widths."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model)

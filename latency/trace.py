@@ -200,9 +200,7 @@ class _Tracer:
         variables = self.variables
         roots = sorted({variables.root(v) for v in range(len(variables.parent))})
         free = [root for root in roots if not variables.fixed[root]]
-        genes = tuple(
-            Gene(variables.maker[r], variables.size[r], width_choices(variables.size[r], align)) for r in free
-        )
+        genes = tuple(Gene(variables.maker[r], variables.size[r], width_choices(variables.size[r], align)) for r in free)
         return genes, {root: position for position, root in enumerate(free)}
 
     def _visit(self, node: fx.Node) -> None:
@@ -245,7 +243,9 @@ class _Tracer:
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d) -> _Flow:
         if conv.padding_mode != "zeros":
-            raise self._error(node, f"pads with '{conv.padding_mode}'", "Use padding_mode='zeros', or a padding layer before it.")
+            raise self._error(
+                node, f"pads with '{conv.padding_mode}'", "Use padding_mode='zeros', or a padding layer before it."
+            )
         flow = self._input(node)
         height, width = _shape(node)[2:]
         taps = math.prod(conv.kernel_size) * height * width
@@ -300,7 +300,7 @@ class _Tracer:
 
     def _reduce(self, node: fx.Node, module: nn.Module | None) -> _Flow:
         before, after = _shape(self._source(node)), _shape(node)
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         dims = (dims,) if isinstance(dims, int) else dims
         if not dims or any(dim % len(before) < 2 for dim in dims) or after[:2] != before[:2]:
             raise self._error(node, "reduces over the batch or the channels", "Reduce over height and width only.")

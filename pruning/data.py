@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,9 @@ class Dataset:
             flip = torch.rand(len(images), generator=generator) < 0.5
             columns = torch.where(flip[:, None], columns.flip(1), columns)
         channels = torch.arange(3)[None, :, None, None]
-        shifted = padded[torch.arange(len(images))[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
+        shifted = padded[
+            torch.arange(len(images))[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]
+        ]
         return shifted.contiguous(memory_format=torch.channels_last)
 
 
@@ -161,8 +164,8 @@ def _npz(folder: Path, part: str, size: int) -> Images:
     try:
         with np.load(files[0], allow_pickle=False) as archive:
             jpeg, offset, label = archive["jpeg"].tobytes(), archive["offset"], archive["label"]
-        spans = zip(offset[:-1], offset[1:], strict=True)
-        decoded = [np.asarray(Image.open(io.BytesIO(jpeg[start:end])).convert("RGB")) for start, end in spans]
+        encoded = (io.BytesIO(jpeg[start:end]) for start, end in itertools.pairwise(offset))
+        decoded = [np.asarray(Image.open(file).convert("RGB")) for file in encoded]
         pixels = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"'{files[0]}' cannot be read: {error}; expected arrays jpeg, offset and label.") from error

@@ -44,9 +44,7 @@ def recalibrate_bn(module: nn.Module, images: Tensor, batch: int = BATCH) -> Non
 def accuracy(module: nn.Module, images: Images, data: Dataset) -> float:
     """Share of `images` classified correctly, 0 … 1, in eval mode."""
     module.eval()
-    correct = sum(
-        int((module(data.normalised(part.pixels)).argmax(1) == part.labels).sum()) for part in batches(images, BATCH)
-    )
+    correct = sum(int((module(data.normalised(part.pixels)).argmax(1) == part.labels).sum()) for part in batches(images, BATCH))
     return correct / len(images)
 
 

@@ -38,10 +38,8 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
     if isinstance(module, nn.Conv2d):
         outputs, per_group = (index.stop for index in network.kept(f"{name}.weight", widths)[:2])
         groups = outputs if module.groups > 1 else 1
-        return nn.Conv2d(
-            per_group * groups, outputs, module.kernel_size, module.stride, module.padding, module.dilation, groups,
-            module.bias is not None,
-        )  # fmt: skip
+        rest: Any = (module.kernel_size, module.stride, module.padding, module.dilation, groups, module.bias is not None)
+        return nn.Conv2d(per_group * groups, outputs, *rest)
     if isinstance(module, nn.Linear):
         outputs, inputs = (index.stop for index in network.kept(f"{name}.weight", widths))
         return nn.Linear(inputs, outputs, module.bias is not None)
@@ -50,4 +48,3 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
         channels = next(kept, module.num_features)
         return type(module)(channels, module.eps, module.momentum, module.affine, module.track_running_stats)
     return copy.deepcopy(module)
-

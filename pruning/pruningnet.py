@@ -34,7 +34,7 @@ class Generator(nn.Module):
 
     def __init__(self, genes: tuple[int, ...], shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()
-        self.register_buffer("genes", torch.tensor(genes, dtype=torch.long), persistent=False)
+        self.genes = list(genes)
         self.encoder = nn.Linear(len(genes), hidden)
         self.bank = nn.Parameter(torch.empty(*shape[:2], shape[2] * shape[3], hidden))
         self.offset = nn.Parameter(torch.empty(shape))
@@ -101,11 +101,11 @@ class PruningNet(nn.Module):
                 if name in network.tensors and name not in generated
             }
         )
-        self.register_buffer("max_widths", torch.tensor(network.max_widths, dtype=torch.float32), persistent=False)
 
     def weights(self, widths: np.ndarray) -> dict[str, Tensor]:
         """All parameters of the structure `widths` (int64[L]), cropped, by the traced network's names."""
-        scales = torch.from_numpy(np.asarray(widths, dtype=np.float32)).to(self.max_widths.device) / self.max_widths
+        shares = np.asarray(widths, dtype=np.float32) / np.asarray(self.network.max_widths, dtype=np.float32)
+        scales = torch.from_numpy(shares).to(next(self.parameters()).device)
         weights = {}
         for key, generator in self.generators.items():
             name = f"{key.replace('/', '.')}.weight"

@@ -6,6 +6,8 @@ that was never interrupted.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +90,25 @@ def train_structure(
     structure.eval()
 
 
+def new_pruningnet(network: Network, seed: int) -> PruningNet:
+    """A fresh PruningNet, drawn from `seed` without touching the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PruningNet(network)
+
+
+def pruningnet_path(folder: Path, network: Network, data: Dataset, recipe: Recipe, seed: int) -> Path:
+    """Where the checkpoint of such a PruningNet belongs under `folder`: runs that may share one do."""
+    identity = json.dumps(training_identity("pruningnet", network, data, recipe, seed), sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return folder / f"{network.name.replace(':', '.')}-{data.name}-{data.size}px-{digest}.safetensors"
+
+
+def training_steps(data: Dataset, recipe: Recipe) -> int:
+    """Steps of a whole training."""
+    return recipe.epochs * (len(data.train) // min(recipe.batch, len(data.train)))
+
+
 def training_identity(kind: str, network: Network, data: Dataset, recipe: Recipe, seed: int) -> dict[str, Any]:
     """What a checkpoint belongs to; two runs with equal identities take the same steps."""
     genes = {gene.name: list(gene.choices) for gene in network.genes} if kind == "pruningnet" else {}
@@ -131,7 +152,7 @@ def _fit(
     """Run the remaining steps; the checkpoint is written every minute, at the end and when interrupted."""
     batch = min(recipe.batch, len(data.train))
     per_epoch = len(data.train) // batch
-    steps = recipe.epochs * per_epoch
+    steps = training_steps(data, recipe)
     optimizer = torch.optim.SGD(
         module.parameters(), lr=recipe.rate(0), momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )

@@ -1,0 +1,34 @@
+"""A trained structure as an ONNX file, and the proof that the file does what the module does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latency.template import export_onnx
+from pruning.data import Dataset, Images
+
+
+def structure_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+    """Self-contained ONNX bytes of `module` for inputs of `input_shape`."""
+    model: bytes = export_onnx(module, input_shape).SerializeToString()
+    return model
+
+
+def exported_accuracy(path: Path, images: Images, data: Dataset) -> float:
+    """Accuracy (0 … 1) of the ONNX file at `path` under ONNX Runtime; its fixed batch is filled up by repetition."""
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    batch = entry.shape[0]
+    correct = 0
+    for start in range(0, len(images), batch):
+        index = (torch.arange(start, start + batch)) % len(images)
+        scores = session.run(None, {entry.name: data.normalised(images.pixels[index]).contiguous().numpy()})[0]
+        hits = scores.argmax(1) == images.labels[index].numpy()
+        correct += int(hits[: len(images) - start].sum())
+    return correct / len(images)

@@ -1,0 +1,1 @@
+"""What to keep: budgets, feasible sets, the genetic search, the finish on the device."""

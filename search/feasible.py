@@ -1,0 +1,216 @@
+"""All structures within given budgets: the cheapest exactly, random ones by construction.
+
+Every cost is a sum over gene pairs (latency after inverting its monotone link), so what one gene may be, given the
+others, is an array lookup. Random structures come from a Gibbs walk over the feasible set: it never leaves it, and its
+stationary distribution is uniform over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latency.errors import MillipruneError
+from latency.network import Network
+from latency.pairwise import PairwiseCost
+from search.budget import BudgetError, show_amount
+
+if TYPE_CHECKING:
+    from latency.predictor import LatencyPredictor
+
+SWEEPS = 30
+"""Times every gene of a sample is redrawn: more than enough to forget the start (see tests/search/test_feasible.py)."""
+
+ROUNDING = 1e-12
+"""Relative slack for sums of doubles that are mathematically equal to a bound."""
+
+Bound = float | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """low ≤ cost ≤ high, in the units of `cost`, which `to_amount` turns into those of the budget."""
+
+    quantity: str
+    cost: PairwiseCost
+    low: float
+    high: float
+    to_amount: Callable[[float], float] = float
+
+    def shown(self, value: float) -> str:
+        """A value of `cost` as people read it."""
+        return show_amount(float(self.to_amount(value)), self.quantity)
+
+
+class FeasibleSet:
+    """The structures of `network` within all budgets given.
+
+    Args:
+        latency_ms, macs, params: an upper bound, or a pair (low, high). At least one.
+        predictor: needed for `latency_ms`.
+
+    Raises:
+        BudgetError: a bound that is not a positive number, or no bound at all.
+
+    Example:
+        >>> feasible = FeasibleSet(net, latency_ms=15.0, predictor=latency.load_predictor("ort"))
+        >>> feasible.sample(50, np.random.default_rng(0))      # int64[50, L]
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        latency_ms: Bound | None = None,
+        macs: Bound | None = None,
+        params: Bound | None = None,
+        predictor: LatencyPredictor | None = None,
+    ) -> None:
+        self.network = network
+        self.constraints: list[Constraint] = []
+        if latency_ms is not None:
+            self.constraints.append(_latency_constraint(network, _pair(latency_ms, "latency"), predictor))
+        if macs is not None:
+            self.constraints.append(Constraint("macs", network.macs_cost, *_pair(macs, "macs")))
+        if params is not None:
+            self.constraints.append(Constraint("params", network.params_cost, *_pair(params, "params")))
+        if not self.constraints:
+            raise BudgetError("no budget given; expected at least one of latency, MACs and parameters.")
+        self._grid = self.constraints[0].cost
+
+    def contains(self, widths: np.ndarray) -> np.ndarray:
+        """bool[P]: which structures int64[P, L] (made of the genes' choices) are within every budget."""
+        return self._inside(self._grid.indices(np.atleast_2d(widths)))
+
+    def smallest(self) -> np.ndarray:
+        """int64[L]: the cheapest structure within the budgets.
+
+        Raises:
+            BudgetError: nothing fits; names the smallest reachable value.
+        """
+        return self._grid.widths(self._start()[None])[0]
+
+    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """int64[n, L]: random structures, every row within every budget.
+
+        Raises:
+            BudgetError: nothing fits.
+        """
+        indices = np.tile(self._start(), (n, 1))
+        for _ in range(SWEEPS):
+            for gene in rng.permutation(len(self.network.genes)):
+                indices[:, gene] = self._redrawn(int(gene), indices, rng)
+        assert self._inside(indices).all()
+        return self._grid.widths(indices)
+
+    def mutated(self, widths: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+        """int64[L]: each gene redrawn with `probability` among the choices that stay within the budgets."""
+        indices = self._grid.indices(widths[None])
+        for gene in rng.permutation(len(self.network.genes)):
+            if rng.random() < probability:
+                indices[:, gene] = self._redrawn(int(gene), indices, rng)
+        return self._grid.widths(indices)[0]
+
+    def crossed(self, first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """int64[L]: each gene from either parent; while over budget, random genes go back to the first parent's."""
+        child = np.where(rng.random(len(first)) < 0.5, first, second)
+        for gene in rng.permutation(np.flatnonzero(child != first)):
+            if self.contains(child)[0]:
+                break
+            child[gene] = first[gene]
+        return child
+
+    def _redrawn(self, gene: int, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """int64[P]: for each structure a uniform draw among the choices of `gene` that keep it feasible."""
+        allowed = np.ones((len(indices), len(self._grid.choices[gene])), dtype=bool)
+        for constraint in self.constraints:
+            by_choice = constraint.cost.conditional(gene, indices)
+            now = by_choice[np.arange(len(indices)), indices[:, gene]]
+            total = (constraint.cost.at(indices) - now)[:, None] + by_choice
+            allowed &= (total <= constraint.high * (1 - ROUNDING)) & (total >= constraint.low * (1 + ROUNDING))
+        allowed[np.arange(len(indices)), indices[:, gene]] = True
+        drawn: np.ndarray = (rng.random(allowed.shape) * allowed).argmax(axis=1)
+        return drawn
+
+    def _inside(self, indices: np.ndarray) -> np.ndarray:
+        inside = np.ones(len(indices), dtype=bool)
+        for constraint in self.constraints:
+            cost = constraint.cost.at(indices)
+            inside &= (cost <= constraint.high) & (cost >= constraint.low)
+        return inside
+
+    def _start(self) -> np.ndarray:
+        """int64[L]: choice indices of one feasible structure, the cheapest there is."""
+        starts = self._cheapest()
+        for start in starts:
+            if self._inside(start[None])[0]:
+                return start
+        for start in starts:
+            climbed = self._climbed(start)
+            if climbed is not None:
+                return climbed
+        raise BudgetError(self._why_empty(starts))
+
+    def _cheapest(self) -> list[np.ndarray]:
+        """Exact minima: of all budgets' used shares together, then of each budget alone."""
+        shares = [constraint.cost.scaled(1 / constraint.high) for constraint in self.constraints]
+        total = shares[0]
+        for share in shares[1:]:
+            total = total.plus(share)
+        return [cost.argmin() for cost in ([total] if len(shares) == 1 else [total, *shares])]
+
+    def _climbed(self, start: np.ndarray) -> np.ndarray | None:
+        """From below a range, the least steps up that stay under every upper bound; None if that leads nowhere."""
+        indices = start.copy()
+        while True:
+            low = [c for c in self.constraints if c.cost.at(indices[None])[0] < c.low]
+            if any(c.cost.at(indices[None])[0] > c.high for c in self.constraints):
+                return None
+            if not low:
+                return indices
+            steps = np.tile(indices, (len(indices), 1)) + np.eye(len(indices), dtype=np.int64)
+            steps = steps[[steps[g, g] < len(self._grid.choices[g]) for g in range(len(indices))]]
+            under = np.ones(len(steps), dtype=bool)
+            for constraint in self.constraints:
+                under &= constraint.cost.at(steps) <= constraint.high
+            gain = low[0].cost.at(steps) - low[0].cost.at(indices[None])[0]
+            usable = under & (gain > 0)
+            if not usable.any():
+                return None
+            indices = steps[np.where(usable, gain, np.inf).argmin()]
+
+    def _why_empty(self, starts: Sequence[np.ndarray]) -> str:
+        for constraint in self.constraints:
+            least = float(constraint.cost.at(constraint.cost.argmin()[None])[0])
+            if least > constraint.high:
+                return (
+                    f"no structure of {self.network.name} fits {constraint.quantity} {constraint.shown(constraint.high)}: "
+                    f"the smallest reachable is {constraint.shown(least)}."
+                )
+            most = -float(constraint.cost.scaled(-1.0).at(constraint.cost.scaled(-1.0).argmin()[None])[0])
+            if most < constraint.low:
+                return (
+                    f"no structure of {self.network.name} reaches {constraint.quantity} {constraint.shown(constraint.low)}: "
+                    f"the largest reachable is {constraint.shown(most)}."
+                )
+        best = ", ".join(f"{c.quantity} {c.shown(float(c.cost.at(starts[0][None])[0]))}" for c in self.constraints)
+        return f"no structure of {self.network.name} was found within all budgets together; the smallest reachable has {best}."
+
+
+def _pair(bound: Bound, quantity: str) -> tuple[float, float]:
+    low, high = bound if isinstance(bound, tuple) else (0.0, bound)
+    if not (0 <= low <= high and 0 < high < float("inf")):
+        raise BudgetError(f"{quantity} budget {bound} given; expected a positive number, or a pair (low, high).")
+    return float(low), float(high)
+
+
+def _latency_constraint(network: Network, bounds: tuple[float, float], predictor: LatencyPredictor | None) -> Constraint:
+    if predictor is None:
+        raise MillipruneError("a latency budget needs a predictor; pass predictor=latency.load_predictor(...).")
+    cost = predictor.latency_cost(network)
+    link = cost.calibration.link
+    low = float(link.to_score(bounds[0])) if bounds[0] > 0 else 0.0
+    return Constraint("latency", cost.score, low, float(link.to_score(bounds[1])), link.to_ms)

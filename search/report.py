@@ -1,0 +1,69 @@
+"""What a run says at its end: result.json and a table for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latency.errors import MillipruneError
+
+
+class OutputError(MillipruneError):
+    """A folder or file that cannot be written, or that belongs to another run."""
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write atomically: a reader sees the old file or the new one."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(scratch, path)
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror}. Choose another --out.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises OutputError where the file is not JSON."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except (OSError, ValueError) as error:
+        raise OutputError(f"'{path}' cannot be read ({error}); remove it, or choose another --out.") from error
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every library that a result depends on."""
+    from importlib.metadata import version
+
+    packages = ("torch", "torchvision", "onnx", "onnxruntime", "scikit-learn", "optuna", "numpy")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+COLUMNS = (
+    ("network", "label", "{}"),
+    ("test accuracy", "test_accuracy", "{:.2%}"),
+    ("measured ms", "measured_ms", "{:.4g}"),
+    ("predicted ms", "predicted_ms", "{:.4g}"),
+    ("MACs (M)", "macs", "{:.4g}"),
+    ("params (M)", "params", "{:.4g}"),
+)
+
+
+def result_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table, aligned for reading as it stands."""
+    lines = [[title for title, _, _ in COLUMNS]]
+    for row in rows:
+        shown = {**row, "macs": row["macs"] / 1e6, "params": row["params"] / 1e6}
+        lines.append([form.format(shown[key]) for _, key, form in COLUMNS])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    text = [_line(line, widths) for line in lines]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"

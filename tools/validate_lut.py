@@ -1,0 +1,55 @@
+"""python tools/validate_lut.py --device ort --network mobilenet_v1: is the predictor right, on structures it never saw?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from latency import open_device, trace
+from latency.errors import reported_by_command
+from latency.predictor import LatencyPredictor
+from latency.table import LatencyTable
+from latency.validation import measured_against_predicted, summary
+from pruning.networks import load
+
+Option = typer.Option
+
+
+def main(
+    device: Annotated[str, Option(help="ort or trt.")] = "ort",
+    network: Annotated[str, Option(help="Network whose structures are measured.")] = "mobilenet_v1",
+    samples: Annotated[int, Option(min=2, help="Random structures.")] = 50,
+    seed: Annotated[int, Option(min=0, help="Of the random structures.")] = 0,
+    input_size: Annotated[int, Option(min=8, help="Side of the images in pixels.")] = 224,
+    batch: Annotated[int, Option(min=1, help="Images in a batch.")] = 1,
+    num_classes: Annotated[int, Option(min=1, help="Outputs of the classifier.")] = 1000,
+    threads: Annotated[int, Option(help="CPU threads that compute.")] = 1,
+    precision: Annotated[str, Option(help="fp32, or what else the device offers.")] = "fp32",
+    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: the device's).")] = None,
+    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
+    json_out: Annotated[Path | None, Option("--json", help="Also write all figures and rows to this file.")] = None,
+) -> None:
+    """Measure SAMPLES structures that the table does not hold and compare."""
+    with reported_by_command():
+        opened = open_device(device, threads=threads, precision=precision)
+        shape = (batch, 3, input_size, input_size)
+        traced = trace(load(network, num_classes), shape, align=align or opened.alignment, name=network)
+        predictor = LatencyPredictor(LatencyTable.open(lut, opened.fingerprint()))
+        with tqdm(total=samples, desc="measuring", dynamic_ncols=True) as meter:
+            rows = measured_against_predicted(opened, traced, predictor, samples, seed, meter.update)
+        figures = summary(rows)
+        print(
+            f"{network} at {input_size}x{input_size}, batch {batch}, {threads} thread(s), {len(rows)} structures never profiled"
+        )
+        for name, values in figures.items():
+            print(f"  {name:10}" + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
+        if json_out is not None:
+            json_out.write_text(json.dumps({"figures": figures, "rows": rows.to_dict("records")}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
