@@ -102,13 +102,16 @@ class Network:
         facts = repr((self.input_shape, self.layers, [(gene.name, gene.max_width) for gene in self.genes]))
         return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
+    def __repr__(self) -> str:
+        return f"Network({self.name}, {len(self.genes)} genes, {len(self.layers)} layers, input {self.input_shape})"
+
     def check_widths(self, widths: Any) -> np.ndarray:
         """`widths` as int64[L] or int64[P, L]; raises WidthsError unless 1 ≤ width ≤ max_width everywhere."""
         array = np.asarray(widths)
         expected = f"{len(self.genes)} integers a structure, one for each gene of {self.name}"
         if array.ndim not in (1, 2) or array.shape[-1] != len(self.genes):
             raise WidthsError(f"widths of shape {array.shape} given; expected {expected}.")
-        if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(array, np.round(array)):
+        if not np.issubdtype(array.dtype, np.number) or not np.array_equal(array, np.round(array)):
             raise WidthsError(f"widths are not whole numbers; expected {expected}.")
         array = array.astype(np.int64)
         wrong = np.argwhere((array < 1) | (array > np.array(self.max_widths)))

@@ -1,0 +1,72 @@
+"""The contract of every device; the law-abiding test device has to keep it too."""
+
+import numpy as np
+import onnx
+import pytest
+
+import latency
+from latency.kernels import find_kernels
+from latency.protocol import Measurement, measure
+from pruning.networks import load
+
+
+@pytest.fixture(params=["ort", "lawful"])
+def device(request, lawful):
+    return lawful if request.param == "lawful" else latency.open_device(request.param)
+
+
+def test_measurement_is_whole(device, tiny_network) -> None:
+    model = tiny_network.onnx(tiny_network.max_widths)
+    measured = device.measure(model)
+    assert isinstance(measured, Measurement)
+    assert measured.latency_ms > 0
+    assert measured.rounds_ms.ndim == 1
+    assert len(measured.rounds_ms) >= 8
+    assert measured.rounds_ms.min() <= measured.latency_ms <= np.median(measured.rounds_ms)
+    placed = find_kernels(onnx.load_from_string(model))
+    assert measured.kernels["type"].tolist() == [one.kernel.type for one in placed]
+    assert measured.kernels["cout"].tolist() == [one.kernel.cout for one in placed]
+    np.testing.assert_allclose(measured.kernels["ms"].sum(), measured.latency_ms)
+    assert "ms" in repr(measured)
+
+
+def test_several_models_are_measured_together_in_their_order(device, tiny_network, rng, random_widths) -> None:
+    structures = random_widths(tiny_network, rng, 3)
+    measured = measure(device, [tiny_network.onnx(widths) for widths in structures])
+    assert [one.kernels["cout"].iloc[0] for one in measured] == [widths[0] for widths in structures]
+
+
+def test_fingerprint_is_text_and_stays(device) -> None:
+    fingerprint = device.fingerprint()
+    assert fingerprint == device.fingerprint()
+    assert fingerprint["device"] == device.name
+    assert all(isinstance(value, str) and value for value in fingerprint.values())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "resnet18", "vgg11_bn"])
+@pytest.mark.parametrize("align", [1, 8])
+def test_ort_names_every_kernel_it_runs(name: str, align: int, rng, random_widths) -> None:
+    """Aligned and odd widths fuse differently; no kernel with weights may come out empty."""
+    net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=align)
+    (widths,) = random_widths(net, rng, 1)
+    kernels = latency.open_device("ort").measure(net.onnx(widths)).kernels
+    weighted = kernels["type"].str.match("conv|depthwise|gemm")
+    assert (kernels["ms"][weighted] > 0).all()
+    assert kernels["ms"][kernels["ms"] == 0].size <= 2
+
+
+@pytest.mark.parametrize("model", [b"", b"not a model"])
+def test_ort_refuses_what_is_no_model(model: bytes) -> None:
+    with pytest.raises(latency.MeasurementError):
+        latency.open_device("ort").measure(model)
+
+
+def test_unknown_and_unavailable_devices_say_what_to_do() -> None:
+    with pytest.raises(latency.DeviceUnavailable, match="expected one of: ort, trt"):
+        latency.open_device("npu")
+    with pytest.raises(latency.DeviceUnavailable, match="1 or more"):
+        latency.open_device("ort", threads=0)
+    with pytest.raises(latency.DeviceUnavailable, match="fp32"):
+        latency.open_device("ort", precision="int3")
+    with pytest.raises(latency.DeviceUnavailable, match=r"driver|pip install|cannot measure yet"):
+        latency.open_device("trt")

@@ -1,0 +1,86 @@
+"""Kernels of graphs: fusion against lists written by hand, sizes against the resized template."""
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import latency
+from latency.errors import MeasurementError
+from latency.kernels import find_kernels
+from pruning.networks import load
+
+
+def test_kernels_of_the_tiny_network(tiny_network) -> None:
+    kernels = [one.kernel.label for one in tiny_network.template.kernels]
+    assert kernels == [
+        "conv3x3s2+relu 3→16 @16×16",
+        "conv1x1s1+relu 16→32 @8×8",
+        "depthwise3x3s1+relu 32→32 @8×8",
+        "reducemean 32→32 @8×8",
+        "conv1x1s1+relu 32→8 @1×1",
+        "conv1x1s1+sigmoid 8→32 @1×1",
+        "mul 32→32 @8×8",
+        "conv1x1s1+add 32→16 @8×8",
+        "conv3x3s2+relu 16→48 @8×8",
+        "averagepool2x2s2 48→48 @4×4",
+        "reshape 48→192 @2×2",
+        "gemm+relu 192→24 @1×1",
+        "gemm 24→10 @1×1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet18", "mobilenet_v3_large", "efficientnet_b0", "vgg11_bn"])
+def test_resized_kernels_are_those_of_the_resized_model(name: str, rng, random_widths) -> None:
+    """The symbolic view (template kernels with axes) and the concrete one (the structure's own graph) agree."""
+    net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=1)
+    (widths,) = random_widths(net, rng, 1)
+    axes = zip(net.template.kernels, net.template.kernel_axes, strict=True)
+    symbolic = [one.resized(cin.length(widths), cout.length(widths)) for one, (cin, cout) in axes]
+    assert [one.kernel for one in find_kernels(onnx.load_from_string(net.onnx(widths)))] == symbolic
+
+
+def graph(nodes: list[onnx.NodeProto], channels: int = 4, size: int | str = 8) -> onnx.ModelProto:
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, size, size])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    weights = [helper.make_tensor(f"w{i}", TensorProto.FLOAT, [4, 4, 1, 1], [0.0] * 16) for i in range(3)]
+    return helper.make_model(
+        helper.make_graph(nodes, "g", [image], [output], weights), opset_imports=[helper.make_opsetid("", 17)]
+    )
+
+
+def types(model: onnx.ModelProto) -> list[str]:
+    return [one.kernel.type for one in find_kernels(model)]
+
+
+def test_a_value_with_two_consumers_ends_its_kernel() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w1"], ["c"]),
+        helper.make_node("Add", ["c", "b"], ["d"]),
+        helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    assert types(graph(nodes)) == ["conv1x1s1+relu", "conv1x1s1+add+relu"]
+
+
+def test_a_shortcut_is_added_by_the_later_of_two_convolutions() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"]),
+        helper.make_node("Conv", ["x", "w1"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    assert types(graph(nodes)) == ["conv1x1s1", "conv1x1s1+add"]
+
+
+def test_silu_is_recognised_as_a_pair() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"]),
+        helper.make_node("Sigmoid", ["a"], ["s"]),
+        helper.make_node("Mul", ["a", "s"], ["y"]),
+    ]
+    assert types(graph(nodes)) == ["conv1x1s1+silu"]
+
+
+def test_a_dynamic_size_is_refused() -> None:
+    with pytest.raises(MeasurementError, match="no static shape"):
+        find_kernels(graph([helper.make_node("Conv", ["x", "w0"], ["y"])], size="height"))

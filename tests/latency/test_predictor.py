@@ -1,0 +1,149 @@
+"""Prediction, on a device whose law is known: what is fitted can be checked against the truth."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import latency
+from latency.build import build_table
+from latency.calibration import MonotoneLink
+from latency.coverage import quick_plan
+from latency.predictor import LatencyPredictor
+from latency.table import LatencyTable
+from latency.validation import agreement, measured_against_predicted, summary
+
+
+def cached(total: float) -> float:
+    """A device that runs small networks faster than the sum of their kernels."""
+    return total * (0.6 + 0.4 * total / (total + 0.05))
+
+
+@pytest.fixture(scope="module")
+def nonlinear(lawful_type):
+    return lawful_type(cached)
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory, nonlinear, tiny_network) -> LatencyPredictor:
+    table = LatencyTable.open(tmp_path_factory.mktemp("lut"), nonlinear.fingerprint())
+    return LatencyPredictor(build_table(nonlinear, tiny_network, quick_plan(tiny_network, 120), table))
+
+
+def truth(device, network, structures: np.ndarray) -> np.ndarray:
+    return np.array([device.load(network.onnx(widths)).total for widths in structures])
+
+
+def test_unseen_structures_are_predicted_within_a_few_per_cent(predictor, nonlinear, tiny_network, rng, random_widths) -> None:
+    structures = random_widths(tiny_network, rng, 200)
+    error = predictor.predict_widths(tiny_network, structures) / truth(nonlinear, tiny_network, structures) - 1
+    assert np.abs(error).mean() < 0.02
+    assert np.abs(error).max() < 0.10
+
+
+def test_the_band_covers_what_it_says(predictor, nonlinear, tiny_network) -> None:
+    rows = measured_against_predicted(nonlinear, tiny_network, predictor, samples=150, seed=5)
+    figures = summary(rows)
+    assert len(rows) == 150
+    assert 0.75 <= figures["predictor"]["band_coverage"] <= 1.0
+    assert figures["predictor"]["mape"] < 0.02
+    assert figures["predictor"]["within_5"] > figures["macs"]["within_5"]
+
+
+def test_all_ways_to_predict_agree(predictor, tiny_network, tiny_module, rng, random_widths, tmp_path) -> None:
+    structures = random_widths(tiny_network, rng, 5)
+    by_tables = predictor.predict_widths(tiny_network, structures)
+    by_onnx = [predictor.predict(tiny_network.onnx(widths)).latency_ms for widths in structures]
+    np.testing.assert_allclose(by_tables, by_onnx)
+    np.testing.assert_allclose(by_tables, predictor._direct(tiny_network, structures))
+    full = predictor.predict(tiny_module, input_shape=(1, 3, 16, 16))
+    assert full.latency_ms == pytest.approx(predictor.predict_widths(tiny_network, tiny_network.max_widths)[0])
+    (tmp_path / "net.onnx").write_bytes(tiny_network.onnx(tiny_network.max_widths))
+    assert predictor.predict(tmp_path / "net.onnx").latency_ms == pytest.approx(full.latency_ms)
+    assert full.low_ms <= full.latency_ms <= full.high_ms
+    assert full.kernels["ms"].sum() == pytest.approx(full.latency_ms)
+    assert set(full.kernels["source"]) == {"measured"}
+
+
+def test_widths_off_the_choices_are_predicted_too(predictor, tiny_network) -> None:
+    between = np.array([[9, 17, 5, 30, 11], [16, 32, 8, 48, 24]])
+    near = np.array([[8, 16, 4, 28, 12], [16, 32, 8, 48, 24]])
+    odd, even = predictor.predict_widths(tiny_network, between), predictor.predict_widths(tiny_network, near)
+    assert odd[1] == pytest.approx(even[1])
+    assert odd[0] == pytest.approx(even[0], rel=0.3)
+
+
+def test_a_kernel_nothing_covers_raises_instead_of_costing_nothing(predictor) -> None:
+    from torch import nn
+
+    module = nn.Sequential(nn.Conv2d(3, 8, 7, stride=3), nn.Flatten(), nn.Linear(8 * 16, 4))
+    with pytest.raises(latency.PredictionError, match="conv7x7s3"):
+        predictor.predict(module, input_shape=(1, 3, 18, 18))
+
+
+def test_unreadable_models_are_clear_errors(predictor, tmp_path) -> None:
+    for model in (b"nonsense", tmp_path / "missing.onnx"):
+        with pytest.raises(latency.PredictionError, match="cannot be read as an ONNX model"):
+            predictor.predict(model)
+    from torch import nn
+
+    with pytest.raises(latency.PredictionError, match="input_shape"):
+        predictor.predict(nn.Identity())
+
+
+def test_another_network_is_predicted_from_its_onnx_file(predictor, nonlinear) -> None:
+    """No rows of its own: kernels are shared, the calibration is that of all rows."""
+    from tinynet import Block, conv_bn
+    from torch import nn
+
+    module = nn.Sequential(
+        conv_bn(3, 16, 3, 2), nn.ReLU(), Block(16, 24), Block(16, 16), conv_bn(16, 40, 3, 2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(160, 10),
+    )  # fmt: skip
+    network = latency.trace(module, (1, 3, 16, 16))
+    model = network.onnx(network.max_widths)
+    predicted = predictor.predict(model)
+    assert predicted.latency_ms == pytest.approx(nonlinear.load(model).total, rel=0.15)
+    assert "regressed" in set(predicted.kernels["source"])
+
+
+def test_load_predictor_takes_a_path_or_a_name(predictor) -> None:
+    folder = predictor.table.path
+    by_path = latency.load_predictor(folder)
+    by_name = latency.load_predictor("lawful", root=folder.parent)
+    assert by_path.table.fingerprint == by_name.table.fingerprint
+    for missing in (folder / "missing", "ort"):
+        with pytest.raises(latency.TableError, match="build"):
+            latency.load_predictor(missing, root=folder.parent)
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=30, unique=True), st.floats(0.5, 2.0))
+def test_the_link_rises_and_is_inverted_exactly(scores: list[float], power: float) -> None:
+    x = np.sort(np.array(scores))
+    link = MonotoneLink.fit(x, x**power)
+    probe = np.geomspace(x[0] / 10, x[-1] * 10, 50)
+    assert (np.diff(link.to_ms(probe)) > 0).all()
+    np.testing.assert_allclose(link.to_score(link.to_ms(probe)), probe, rtol=1e-6)
+
+
+def test_agreement_against_figures_worked_out_by_hand() -> None:
+    figures = agreement(np.array([1.0, 2.0, 4.0, 8.0]), np.array([1.04, 1.84, 4.32, 6.0]))
+    assert figures["mape"] == pytest.approx((0.04 + 0.08 + 0.08 + 0.25) / 4)
+    assert figures["within_5"] == 0.25
+    assert figures["within_10"] == 0.75
+    assert figures["kendall_tau"] == 1.0
+
+
+def test_our_onnx_says_which_network_it_is_of(tiny_network) -> None:
+    model = onnx.load_from_string(tiny_network.onnx(tiny_network.max_widths))
+    assert {entry.key: entry.value for entry in model.metadata_props}["milliprune_signature"] == tiny_network.signature
+
+
+def test_importing_latency_loads_nothing_heavy() -> None:
+    code = "import sys, latency; print([m for m in ('torch', 'sklearn', 'onnxruntime', 'onnx', 'pandas', 'tensorrt') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

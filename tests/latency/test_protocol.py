@@ -1,0 +1,97 @@
+"""The verdict on rounds, on times that are scripted."""
+
+import numpy as np
+import pytest
+
+from latency.errors import MeasurementError
+from latency.protocol import Protocol, measure
+
+
+class Scripted:
+    """A lawful model whose every round is multiplied by the next number of a script."""
+
+    def __init__(self, inner, script: list[float]) -> None:
+        self.inner, self.script, self.calls = inner, script, 0
+
+    def profile(self, runs: int):
+        return self.inner.profile(runs)
+
+    def time_ms(self, runs: int) -> np.ndarray:
+        self.calls += 1
+        factor = self.script[(self.calls - 3) % len(self.script)] if self.calls > 2 else 1.0  # two warm-up calls
+        return self.inner.time_ms(runs) * factor
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ScriptedDevice:
+    def __init__(self, lawful, script: list[float]) -> None:
+        self.lawful, self.script = lawful, script
+        self.loaded: list[Scripted] = []
+
+    def load(self, model: bytes) -> Scripted:
+        self.loaded.append(Scripted(self.lawful.load(model), self.script))
+        return self.loaded[-1]
+
+
+def measured_with(lawful, tiny_network, script: list[float]):
+    device = ScriptedDevice(lawful, script)
+    model = tiny_network.onnx(tiny_network.max_widths)
+    return measure(device, [model])[0], lawful.load(model).total, device
+
+
+def test_a_burst_of_noise_leaves_the_latency_alone(lawful, tiny_network) -> None:
+    measured, truth, _ = measured_with(lawful, tiny_network, [1, 1, 1, 9, 9, 9, 1, 1])
+    assert measured.stable
+    assert measured.latency_ms == pytest.approx(truth)
+    assert len(measured.rounds_ms) == Protocol().rounds
+    assert measured.rounds_ms.max() == pytest.approx(9 * truth)
+
+
+def test_unstable_rounds_are_repeated_up_to_the_limit_and_flagged(lawful, tiny_network) -> None:
+    measured, _, device = measured_with(lawful, tiny_network, [1.0, 1.3, 1.6, 1.9, 2.2, 2.5, 2.8])
+    protocol = Protocol()
+    assert not measured.stable
+    assert len(measured.rounds_ms) == protocol.rounds * protocol.attempts
+    assert "unstable" in repr(measured)
+    assert device.loaded[0].closed
+
+
+def test_models_are_released_when_one_is_refused(lawful, tiny_network) -> None:
+    device = ScriptedDevice(lawful, [1.0])
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the loader raises
+        measure(device, [tiny_network.onnx(tiny_network.max_widths), b"broken"])
+    assert device.loaded[0].closed
+
+
+def test_layout_conversions_belong_to_the_kernel_that_runs_next(lawful, tiny_network) -> None:
+    model = tiny_network.onnx(tiny_network.max_widths)
+
+    class Converting(Scripted):
+        def profile(self, runs: int):
+            (first, *others) = self.inner.profile(runs)
+            (second, *rest) = others
+            total = sum(ms for _, ms in self.inner.profile(runs))
+            return [first, (None, total), second, ("unheard_of", total), *rest]
+
+    class Device(ScriptedDevice):
+        def load(self, model: bytes) -> Scripted:
+            return Converting(self.lawful.load(model), self.script)
+
+    kernels = measure(Device(lawful, [1.0]), [model])[0].kernels
+    assert kernels["ms"].idxmax() == 1
+    assert kernels["ms"][1] > 0.6 * kernels["ms"].sum()
+
+
+def test_a_profile_without_our_kernels_is_an_error(lawful, tiny_network) -> None:
+    class Silent(Scripted):
+        def profile(self, runs: int):
+            return []
+
+    class Device(ScriptedDevice):
+        def load(self, model: bytes) -> Scripted:
+            return Silent(self.lawful.load(model), self.script)
+
+    with pytest.raises(MeasurementError, match="no kernel"):
+        measure(Device(lawful, [1.0]), [tiny_network.onnx(tiny_network.max_widths)])

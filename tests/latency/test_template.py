@@ -1,0 +1,56 @@
+"""ONNX of any widths: ONNX Runtime's answer against the sliced PyTorch module's."""
+
+import copy
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import latency
+from pruning.extract import extract
+from pruning.networks import load
+
+SIZES = {
+    "mobilenet_v1": 32,
+    "mobilenet_v2": 224,
+    "resnet50": 64,
+    "resnet18": 64,
+    "mobilenet_v3_large": 64,
+    "efficientnet_b0": 64,
+    "vgg11_bn": 32,
+}
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES.items())
+def test_onnx_equals_the_sliced_module(name: str, size: int, rng, random_widths, awake) -> None:
+    net = latency.trace(awake(load(name, num_classes=10), (1, 3, size, size)), (1, 3, size, size), align=1)
+    compare(net, rng, random_widths)
+
+
+def test_onnx_of_a_batch_and_of_a_flattened_network(tiny_module, rng, random_widths, awake) -> None:
+    compare(latency.trace(awake(copy.deepcopy(tiny_module), (4, 3, 20, 20)), (4, 3, 20, 20), align=1), rng, random_widths)
+
+
+def compare(net: latency.Network, rng, random_widths) -> None:
+    images = torch.randn(net.input_shape)
+    for widths in [*random_widths(net, rng, 2), np.array(net.max_widths)]:
+        model = net.onnx(widths)
+        onnx.checker.check_model(onnx.load_from_string(model))
+        session = onnxruntime.InferenceSession(model)
+        scores = session.run(None, {"images": images.numpy()})[0]
+        expected = extract(net, widths, net.module.state_dict())(images).detach().numpy()
+        assert expected.std() > 1e-2, "a comparison of zeros proves nothing"
+        np.testing.assert_allclose(scores, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_structure_is_smaller_on_disk(tiny_network) -> None:
+    smallest = [gene.choices[0] for gene in tiny_network.genes]
+    assert len(tiny_network.onnx(smallest)) < len(tiny_network.onnx(tiny_network.max_widths)) / 10
+
+
+def test_building_leaves_the_template_as_it_was(tiny_network) -> None:
+    before = tiny_network.onnx(tiny_network.max_widths)
+    tiny_network.onnx([gene.choices[0] for gene in tiny_network.genes])
+    assert tiny_network.onnx(tiny_network.max_widths) == before

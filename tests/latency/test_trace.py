@@ -1,0 +1,149 @@
+"""Tracing: genes against counts worked out by hand, costs against a plain count over the sliced module."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import latency
+from latency.network import width_choices
+from pruning.extract import extract
+from pruning.networks import load
+
+GENES = {
+    "mobilenet_v1": 14,  # stem, 13 blocks
+    "mobilenet_v2": 1 + 16 + 7 + 1,  # stem, expansions, stages, last feature
+    "resnet50": 1 + 4 + 2 * 16,  # stem, stages, two inside each block
+    "resnet18": 1 + 3 + 8,  # stem is the first stage, other stages, one inside each block
+    "vgg11_bn": 8 + 2,  # convolutions, hidden linear layers
+    "mobilenet_v3_large": 30,
+    "efficientnet_b0": 40,
+}
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("name", GENES)
+def test_genes_of_known_networks(name: str, size: int) -> None:
+    net = latency.trace(load(name, num_classes=10), (1, 3, size, size))
+    assert len(net.genes) == GENES[name]
+    assert all(gene.choices[-1] == gene.max_width and list(gene.choices) == sorted(set(gene.choices)) for gene in net.genes)
+    assert net.layers[0].inputs.gene is None
+    assert net.layers[-1].kind == "linear"
+    assert net.layers[-1].outputs.gene is None
+
+
+@pytest.mark.parametrize("name", GENES)
+def test_costs_equal_a_count_over_the_sliced_module(name: str, rng, random_widths) -> None:
+    net = latency.trace(load(name, num_classes=10), (1, 3, 64, 64), align=1)
+    structures = random_widths(net, rng, 2)
+    counted = [count_macs(extract(net, widths), 64) for widths in structures]
+    assert net.macs(structures).tolist() == counted
+    assert [net.macs(widths) for widths in structures] == counted
+    assert net.params(structures).tolist() == [sum(p.numel() for p in extract(net, w).parameters()) for w in structures]
+    for cost, total in ((net.macs_cost, net.macs), (net.params_cost, net.params)):
+        np.testing.assert_allclose(cost.at(cost.indices(structures)), total(structures))
+
+
+def count_macs(module: nn.Module, size: int) -> int:
+    """Multiply-adds seen by hooks on the running module."""
+    total = 0
+
+    def hook(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel() * layer.weight[0].numel()
+
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(hook)
+    module(torch.zeros(1, 3, size, size))
+    return total
+
+
+def test_the_tiny_network_shares_widths_as_designed(tiny_network) -> None:
+    assert [(gene.name, gene.max_width) for gene in tiny_network.genes] == [
+        ("stem.0", 16), ("block.expand.0", 32), ("block.squeeze.1", 8), ("feature.0", 48), ("hidden", 24),
+    ]  # fmt: skip
+    hidden = next(layer for layer in tiny_network.layers if layer.name == "hidden")
+    assert (hidden.inputs.gene, hidden.inputs.per_channel, hidden.inputs.size) == (3, 4, 192)
+
+
+def test_the_traced_module_is_a_copy(tiny_module, tiny_network) -> None:
+    parameters = {id(p) for p in tiny_module.parameters()}
+    assert not parameters & {id(p) for p in tiny_network.module.parameters()}
+
+
+def test_choices_follow_the_paper_or_the_alignment() -> None:
+    assert width_choices(512, 1) == tuple(int(512 * s / 100) for s in range(10, 101, 3))
+    assert width_choices(32, 8) == (8, 16, 24, 32)
+    assert width_choices(30, 8) == (8, 16, 24, 30)
+    assert width_choices(4, 8) == (4,)
+
+
+@pytest.mark.parametrize(
+    "widths", [[8, 8], [0, 8, 8, 8, 8], [17, 8, 8, 8, 8], [8, 8, 8, 8, 8.5], [[[8, 8, 8, 8, 8]]], ["a"] * 5]
+)
+def test_wrong_widths_are_refused(tiny_network, widths) -> None:
+    with pytest.raises(latency.WidthsError):
+        tiny_network.macs(widths)
+
+
+def test_signature_tells_networks_apart_but_not_their_weights(tiny_network) -> None:
+    from tinynet import tiny
+
+    assert latency.trace(tiny(), (1, 3, 16, 16), name="other").signature == tiny_network.signature
+    assert latency.trace(tiny(9), (1, 3, 16, 16)).signature != tiny_network.signature
+    assert latency.trace(tiny(), (1, 3, 24, 24)).signature != tiny_network.signature
+
+
+class Branches(nn.Module):
+    """A convolution, then whatever `tail` does with its output and its module."""
+
+    def __init__(self, tail) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
+        self.norm = nn.GroupNorm(2, 8)
+        self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+        self.linear = nn.Linear(8, 4)
+        self.tail = tail
+
+    def forward(self, x):
+        return self.tail(self, self.stem(x))
+
+
+@pytest.mark.parametrize(
+    ("tail", "named"),
+    [
+        (lambda m, x: torch.cat([x, m.second(x)], 1), "cat"),
+        (lambda m, x: x.chunk(2, 1)[0], "chunk"),
+        (lambda m, x: x.view(1, 2, 4, 16, 16).transpose(1, 2).flatten(1, 2), "reshapes"),
+        (lambda m, x: m.grouped(x), "'grouped'"),
+        (lambda m, x: m.norm(x), "'norm'"),
+        (lambda m, x: x * m.scale, "parameter"),
+        (lambda m, x: m.second(m.second(x)), "'second'"),
+        (lambda m, x: m.circular(x), "'circular'"),
+        (lambda m, x: x.mean(1), "mean"),
+        (lambda m, x: m.linear(x.permute(0, 2, 3, 1)), "permute"),
+        (lambda m, x: x if x.sum() > 0 else -x, "control flow"),
+        (lambda m, x: F.pixel_shuffle(x, 2), "pixel_shuffle"),
+        (lambda m, x: x.flatten(1) @ torch.zeros(3, 3), "does not run"),
+    ],
+)
+def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
+    with pytest.raises(latency.TraceError, match=named):
+        latency.trace(Branches(tail), (1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5", "resnext50_32x4d", "vit_b_32", "convnext_tiny"])
+def test_torchvision_networks_beyond_reach_raise(name: str) -> None:
+    with pytest.raises(latency.TraceError, match=r"layer '|cannot be traced"):
+        latency.trace(load(name, num_classes=10), (1, 3, 224, 224))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 3, 0, 32), ()])
+def test_wrong_input_shapes_are_refused(tiny_module, shape) -> None:
+    with pytest.raises(latency.TraceError, match="N, C, H, W"):
+        latency.trace(tiny_module, shape)

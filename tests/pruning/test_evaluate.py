@@ -1,0 +1,44 @@
+"""BN statistics: against NumPy's, and against chance."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pruning.evaluate import StructureEvaluator, accuracy, recalibrate_bn
+from pruning.train import Recipe, new_pruningnet, train_pruningnet
+
+
+def test_statistics_are_those_numpy_computes(rng) -> None:
+    images = torch.from_numpy(rng.normal(3, 2, (64, 4, 6, 6)).astype(np.float32))
+    layer = nn.BatchNorm2d(4)
+    layer.running_mean.fill_(99)
+    recalibrate_bn(nn.Sequential(layer), images, batch=16)
+    parts = images.numpy().reshape(4, 16, 4, 36).transpose(0, 2, 1, 3).reshape(4, 4, -1)  # batch, channel, values
+    np.testing.assert_allclose(layer.running_mean.numpy(), parts.mean((0, 2)), rtol=1e-5)
+    np.testing.assert_allclose(layer.running_var.numpy(), parts.var(2, ddof=1).mean(0), rtol=1e-5)
+    assert not layer.training
+    assert layer.momentum == 0.1
+
+
+def test_a_deeper_layer_sees_its_input_normalised_by_fresh_statistics() -> None:
+    images = torch.randn(64, 3, 8, 8) * 5 + 2
+    module = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Dropout(0.9))
+    recalibrate_bn(module, images, batch=64)
+    normal = (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True, correction=0)
+    expected = module[1](normal).mean((0, 2, 3))
+    torch.testing.assert_close(module[2].running_mean, expected.detach(), atol=1e-4, rtol=1e-3)
+    assert torch.isfinite(module(images)).all()
+
+
+def test_fresh_statistics_give_accuracy_where_stale_ones_give_chance(digits, tiny_network, tmp_path) -> None:
+    supernet = new_pruningnet(tiny_network, 0)
+    train_pruningnet(supernet, digits, Recipe(epochs=10, batch=32), seed=0, checkpoint=tmp_path / "c", progress=lambda d, loss: None)
+    evaluate = StructureEvaluator(supernet, digits)
+    widths = tiny_network.nearest_widths(0.6)
+    stale = accuracy(supernet.structure(widths), digits.subval, digits)
+    fresh = evaluate(widths)
+    assert stale < 0.3
+    assert fresh > 0.6
+    assert evaluate(widths) == fresh
+    assert fresh == pytest.approx(np.round(fresh * len(digits.subval)) / len(digits.subval))

@@ -1,0 +1,87 @@
+"""PruningNet: one structure, seen three ways, must be the same network; encodings are the official ones."""
+
+import numpy as np
+import pytest
+import torch
+
+import latency
+from pruning.networks import load
+from pruning.pruningnet import PruningNet, _CroppedProduct, block_genes
+from pruning.train import new_pruningnet
+
+
+@pytest.mark.parametrize("name", ["tinynet:tiny", "mobilenet_v2", "resnet18", "mobilenet_v3_large", "vgg11_bn"])
+def test_the_generated_network_is_the_extracted_structure(name: str, rng, random_widths) -> None:
+    net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32))
+    supernet = PruningNet(net, hidden=2).eval()  # eval: dropout off; BN uses the batch all the same
+    images = torch.randn(4, 3, 32, 32)
+    for widths in random_widths(net, rng, 2):
+        structure = supernet.structure(widths)
+        for layer in structure.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.train()
+        with torch.no_grad():
+            torch.testing.assert_close(supernet(images, widths), structure(images), atol=1e-4, rtol=1e-3)
+
+
+def test_encodings_of_the_papers_networks() -> None:
+    v1 = latency.trace(load("mobilenet_v1"), (1, 3, 32, 32))
+    genes = block_genes(v1)
+    assert genes["features.0.0"] == (0,)
+    assert all(genes[f"features.{i}.{part}.0"] == (i - 1, i) for i in range(1, 14) for part in ("depthwise", "pointwise"))
+    v2 = latency.trace(load("mobilenet_v2"), (1, 3, 32, 32))
+    genes, names = block_genes(v2), [gene.name for gene in v2.genes]
+    block = genes["features.3.conv.0.0"]
+    assert block == genes["features.3.conv.1.0"] == genes["features.3.conv.2"]
+    assert [names[gene] for gene in block] == ["features.2.conv.2", "features.3.conv.0.0"]  # in and out are one gene here
+    r50 = latency.trace(load("resnet50"), (1, 3, 32, 32))
+    genes, names = block_genes(r50), [gene.name for gene in r50.genes]
+    assert {names[gene] for gene in genes["layer2.0.downsample.0"]} == {
+        "layer1.0.conv3", "layer2.0.conv1", "layer2.0.conv2", "layer2.0.conv3",
+    }  # fmt: skip
+    assert genes["layer2.0.conv1"] == genes["layer2.0.downsample.0"]
+
+
+def test_pruningnet_of_mobilenet_v1_has_the_papers_size() -> None:
+    net = latency.trace(load("mobilenet_v1"), (1, 3, 32, 32))
+    supernet = PruningNet(net)
+    assert sum(p.numel() for p in supernet.parameters()) == pytest.approx(106e6, rel=0.02)
+
+
+def test_gradient_of_the_cropped_product_is_autograds() -> None:
+    torch.manual_seed(0)
+    bank = torch.randn(6, 5, 9, 4, dtype=torch.float64)
+    code = torch.randn(4, dtype=torch.float64)
+    upstream = torch.randn(4 * 3 * 9, dtype=torch.float64)
+    results = []
+    for product in (
+        lambda b, c: _CroppedProduct.apply(b, c, 4, 3),
+        lambda b, c: (b[:4, :3] @ c).reshape(-1),
+    ):
+        b, c = bank.clone().requires_grad_(), code.clone().requires_grad_()
+        for _ in range(2):  # gradients of several structures add up
+            product(b, c).backward(upstream)
+        results.append((product(b, c).detach(), b.grad, c.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_only_kept_channels_learn(tiny_network) -> None:
+    supernet = PruningNet(tiny_network, hidden=4)
+    widths = np.array([gene.choices[0] for gene in tiny_network.genes])
+    supernet(torch.randn(4, 3, 16, 16), widths).square().sum().backward()
+    generator = supernet.generators["feature/0"]
+    kept = tiny_network.kept("feature.0.weight", widths)
+    touched = generator.bank.grad.abs().sum((2, 3)) > 0
+    assert touched[kept[0], kept[1]].any()
+    touched[kept[0], kept[1]] = False
+    assert not touched.any()
+
+
+def test_the_seed_decides_and_the_global_generator_stays(tiny_network) -> None:
+    state = torch.random.get_rng_state()
+    a, b, c = (new_pruningnet(tiny_network, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    key = "generators.feature/0.bank"
+    assert torch.equal(a.state_dict()[key], b.state_dict()[key])
+    assert not torch.equal(a.state_dict()[key], c.state_dict()[key])
