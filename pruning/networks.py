@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,11 +95,16 @@ def load(name: str, num_classes: int = 1000, weights: Any = None) -> nn.Module:
 
 def _from_function(name: str, num_classes: int) -> nn.Module:
     module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a module beside the user, whichever way the command was started
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UnknownNetwork(f"network '{name}' cannot be imported: {error}. Check the spelling and PYTHONPATH.") from error
-    module = function(num_classes=num_classes)
+    try:
+        module = function(num_classes=num_classes)
+    except TypeError as error:
+        raise UnknownNetwork(f"calling '{name}' failed: {error}; expected a function of num_classes.") from error
     if not isinstance(module, nn.Module):
         raise UnknownNetwork(f"'{name}' returned a {type(module).__name__}; expected a torch.nn.Module.")
     return module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ import typer
 from tqdm import tqdm
 
 from latency.errors import reported_by_command
-from search.pipeline import RunConfig, Update, run
+from search.config import RunConfig
 from search.report import OutputError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -29,7 +29,7 @@ class TerminalReporter:
         print(text, flush=True)
 
     @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Update]:
+    def bar(self, title: str, total: int) -> Iterator[Callable[[int, str], object]]:
         with tqdm(total=total, desc=title, disable=self.quiet, mininterval=0.5, dynamic_ncols=True) as meter:
 
             def update(done: int, note: str) -> None:
@@ -69,6 +69,8 @@ def main(
             population, generations, pruningnet_epochs, epochs, train_batch, seed,
         )  # fmt: skip
         config.budgets()
+        from search.pipeline import run  # torch and the rest load once the arguments are known to be good
+
         run(config, _folder(out, config, resume), lut, TerminalReporter(quiet))
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from tqdm import tqdm
 
-from latency import open_device, trace
-from latency.build import build_table
-from latency.coverage import full_plan, quick_plan
-from latency.devices import Device
 from latency.errors import MillipruneError, reported_by_command
-from latency.table import LatencyTable
-from pruning.networks import load
 
-PLANS = {"full": full_plan, "quick": quick_plan}
+if TYPE_CHECKING:
+    from latency.devices import Device
+    from latency.network import Network
+
+COVERAGES = ("full", "quick")
 Option = typer.Option
 
 
@@ -35,8 +33,11 @@ def main(
 ) -> None:
     """Measure structures of NETWORK on DEVICE. Interrupt it whenever you like: the same command goes on."""
     with reported_by_command():
-        if coverage not in PLANS:
+        if coverage not in COVERAGES:
             raise MillipruneError(f"--coverage {coverage} given; expected full or quick.")
+        from latency import open_device, trace
+        from pruning.networks import load
+
         opened = open_device(device, threads=threads, precision=precision)
         for name in network or ["mobilenet_v1"]:
             module, shape = load(name, num_classes), (batch, 3, input_size, input_size)
@@ -44,8 +45,12 @@ def main(
             _build(opened, traced, coverage, out)
 
 
-def _build(device: Device, network: Any, coverage: str, out: Path) -> None:
-    plan = PLANS[coverage](network)
+def _build(device: Device, network: Network, coverage: str, out: Path) -> None:
+    from latency.build import build_table
+    from latency.coverage import full_plan, quick_plan
+    from latency.table import LatencyTable
+
+    plan = full_plan(network) if coverage == "full" else quick_plan(network)
     table = LatencyTable.open(out, device.fingerprint())
     begun, before = time.monotonic(), len(table)
     with tqdm(total=len(plan), desc=f"{network.name} on {device.name}", unit="structure", dynamic_ncols=True) as meter:

@@ -8,13 +8,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from latency import trace
 from latency.errors import reported_by_command
-from latency.trace import DEFAULT_ALIGN
-from pruning.data import load_data
-from pruning.evaluate import StructureEvaluator
-from pruning.networks import load
-from pruning.train import Recipe, new_pruningnet, pruningnet_path, train_pruningnet, training_steps
 
 Option = typer.Option
 
@@ -24,9 +18,7 @@ def main(
     data: Annotated[str, Option(help="digits, cifar10, or a folder.")] = "digits",
     image_size: Annotated[int | None, Option(help="Side of the images in pixels (default 32; image folders 224).")] = None,
     batch: Annotated[int, Option(min=1, help="Images in one batch of the deployed network, as in the search.")] = 1,
-    align: Annotated[
-        int, Option(min=1, help="Widths in multiples of this, as the device of the search wants it.")
-    ] = DEFAULT_ALIGN,
+    align: Annotated[int, Option(min=1, help="Widths in multiples of this, as the device of the search wants it.")] = 8,
     epochs: Annotated[int, Option(min=1)] = 40,
     train_batch: Annotated[int, Option(min=2, help="Images in a training step.")] = 64,
     seed: Annotated[int, Option(min=0)] = 0,
@@ -34,6 +26,12 @@ def main(
 ) -> None:
     """Train it, or go on where it stopped. A search with the same options finds it."""
     with reported_by_command():
+        from latency import trace
+        from pruning.data import load_data
+        from pruning.evaluate import StructureEvaluator
+        from pruning.networks import load
+        from pruning.train import Recipe, new_pruningnet, pruningnet_path, train_pruningnet, training_steps
+
         images = load_data(data, image_size)
         shape = (batch, 3, images.size, images.size)
         traced = trace(load(network, images.classes), shape, align=align, name=network)

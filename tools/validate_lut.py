@@ -9,12 +9,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from latency import open_device, trace
 from latency.errors import reported_by_command
-from latency.predictor import LatencyPredictor
-from latency.table import LatencyTable
-from latency.validation import measured_against_predicted, summary
-from pruning.networks import load
 
 Option = typer.Option
 
@@ -35,6 +30,12 @@ def main(
 ) -> None:
     """Measure SAMPLES structures that the table does not hold and compare."""
     with reported_by_command():
+        from latency import open_device, trace
+        from latency.predictor import LatencyPredictor
+        from latency.table import LatencyTable
+        from latency.validation import measured_against_predicted, summary
+        from pruning.networks import load
+
         opened = open_device(device, threads=threads, precision=precision)
         shape = (batch, 3, input_size, input_size)
         traced = trace(load(network, num_classes), shape, align=align or opened.alignment, name=network)

@@ -29,7 +29,7 @@ def test_kernels_of_the_tiny_network(tiny_network) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet18", "mobilenet_v3_large", "efficientnet_b0", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "mobilenet_v3_large", "efficientnet_b0", "vgg11_bn"])
 def test_resized_kernels_are_those_of_the_resized_model(name: str, rng, random_widths) -> None:
     """The symbolic view (template kernels with axes) and the concrete one (the structure's own graph) agree."""
     net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=1)

@@ -40,7 +40,8 @@ def test_one_file_is_left_and_building_again_measures_nothing(table, lawful, tin
     assert [file.name for file in table.path.iterdir()] == ["table.parquet"]
     monkeypatch.setattr("latency.build.measure", lambda *_: pytest.fail("measured again"))
     steps: list[int] = []
-    again = build_table(lawful, tiny_network, plan, LatencyTable.open(table.path.parent, lawful.fingerprint()), progress=steps.append)
+    opened = LatencyTable.open(table.path.parent, lawful.fingerprint())
+    again = build_table(lawful, tiny_network, plan, opened, progress=steps.append)
     assert len(again) == len(table)
     assert sum(steps) == len(plan)
 
@@ -79,7 +80,8 @@ def stamped(table: LatencyTable, **changes: str) -> bytes:
     """The table's file with other metadata."""
     rows = pq.read_table(table.path / "table.parquet")
     sink = pa.BufferOutputStream()
-    pq.write_table(rows.replace_schema_metadata({**rows.schema.metadata, **{key.encode(): value for key, value in changes.items()}}), sink)
+    metadata = {**rows.schema.metadata, **{key.encode(): value for key, value in changes.items()}}
+    pq.write_table(rows.replace_schema_metadata(metadata), sink)
     return sink.getvalue().to_pybytes()
 
 

@@ -71,7 +71,8 @@ def test_a_folder_of_image_folders(tmp_path) -> None:
         for label in ("cat", "dog"):
             (tmp_path / part / label).mkdir(parents=True)
             for index in range(5):
-                Image.new("RGB", (40, 30), (250, 0, 0) if label == "dog" else (0, 0, 250)).save(tmp_path / part / label / f"{index}.png")
+                colour = (250, 0, 0) if label == "dog" else (0, 0, 250)
+                Image.new("RGB", (40, 30), colour).save(tmp_path / part / label / f"{index}.png")
     data = load_data(str(tmp_path), 24)
     assert (len(data.train), len(data.subval), len(data.test), data.size) == (8, 2, 10, 24)
     assert (data.test.pixels[:, 0].float().mean((1, 2)) > 128).long().tolist() == data.test.labels.tolist()

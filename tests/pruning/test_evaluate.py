@@ -33,7 +33,8 @@ def test_a_deeper_layer_sees_its_input_normalised_by_fresh_statistics() -> None:
 
 def test_fresh_statistics_give_accuracy_where_stale_ones_give_chance(digits, tiny_network, tmp_path) -> None:
     supernet = new_pruningnet(tiny_network, 0)
-    train_pruningnet(supernet, digits, Recipe(epochs=10, batch=32), seed=0, checkpoint=tmp_path / "c", progress=lambda d, loss: None)
+    recipe = Recipe(epochs=10, batch=32)
+    train_pruningnet(supernet, digits, recipe, seed=0, checkpoint=tmp_path / "c", progress=lambda done, loss: None)
     evaluate = StructureEvaluator(supernet, digits)
     widths = tiny_network.nearest_widths(0.6)
     stale = accuracy(supernet.structure(widths), digits.subval, digits)

@@ -19,5 +19,5 @@ def test_networks_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet1800", "no_such_module:f", "tinynet:no_such_function", "tinynet:nn", "../x", "a:b:c"])
 def test_unknown_networks_are_one_clear_error(name: str) -> None:
-    with pytest.raises(UnknownNetwork, match="network|returned|calling"):
+    with pytest.raises(UnknownNetwork, match=r"network|returned|calling"):
         load(name)

@@ -75,10 +75,9 @@ def test_training_from_scratch_learns_digits(digits, tiny_network, tmp_path) -> 
 def test_a_loss_that_explodes_stops_with_advice(few, tiny_network, tmp_path) -> None:
     structure = extract(tiny_network, tiny_network.max_widths)
     recipe = dataclasses.replace(RECIPE, lr=1e18, warmup=0.0, epochs=5)
+    widths = np.array(tiny_network.max_widths)
     with pytest.raises(TrainingError, match="learning rate"):
-        train_structure(
-            structure, tiny_network, np.array(tiny_network.max_widths), few, recipe, seed=0, checkpoint=tmp_path / "c", progress=quietly
-        )
+        train_structure(structure, tiny_network, widths, few, recipe, seed=0, checkpoint=tmp_path / "c", progress=quietly)
     assert not (tmp_path / "c").exists()
 
 

@@ -1,0 +1,49 @@
+"""What a run is asked to do. Light to import: the command line needs it before anything heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from search.budget import Budget, parse_budget
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result. Budgets as text: "15ms", "60%", "150M"."""
+
+    latency: str | None = None
+    macs: str | None = None
+    params: str | None = None
+    network: str = "mobilenet_v1"
+    data: str = "digits"
+    image_size: int | None = None
+    device: str = "ort"
+    threads: int = 1
+    precision: str = "fp32"
+    batch: int = 1
+    population: int = 50
+    generations: int = 20
+    pruningnet_epochs: int = 40
+    epochs: int = 30
+    train_batch: int = 64
+    seed: int = 0
+
+    def budgets(self) -> dict[str, Budget]:
+        """Those that were given, by quantity.
+
+        Raises:
+            BudgetError: one of them cannot be read.
+        """
+        given = {"latency": self.latency, "macs": self.macs, "params": self.params}
+        return {quantity: parse_budget(text, quantity) for quantity, text in given.items() if text is not None}
+
+    @property
+    def slug(self) -> str:
+        """A folder name for its runs."""
+        budgets = "-".join(
+            f"{name}{text}" for name, text in (("", self.latency), ("macs", self.macs), ("params", self.params)) if text
+        )
+        return f"{self.network.replace(':', '.')}-{Path(self.data).name}-{self.device}-{budgets}-s{self.seed}".replace(
+            "%", "pc"
+        )

@@ -1,0 +1,72 @@
+"""The finish, on a device that disagrees with its predictor in known ways."""
+
+import numpy as np
+import pytest
+
+from latency.build import build_table
+from latency.coverage import quick_plan
+from latency.predictor import LatencyPredictor
+from latency.table import LatencyTable
+from search.budget import BudgetError
+from search.feasible import FeasibleSet
+from search.finalists import Finish, finish
+from search.genetic import Candidate
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_network, lawful, tmp_path_factory) -> LatencyPredictor:
+    table = LatencyTable.open(tmp_path_factory.mktemp("lut"), lawful.fingerprint())
+    return LatencyPredictor(build_table(lawful, tiny_network, quick_plan(tiny_network, 80), table))
+
+
+def finished(device, network, predictor, share: float) -> tuple[Finish, list[Candidate], float]:
+    def predict(structures: np.ndarray) -> np.ndarray:
+        return predictor.predict_widths(network, structures)
+
+    limit = share * float(predict(np.array([network.max_widths]))[0])
+    feasible = FeasibleSet(network, latency_ms=limit, predictor=predictor)
+    drawn = np.unique(feasible.sample(60, np.random.default_rng(0)), axis=0)
+    candidates = [Candidate(tuple(map(int, widths)), float(network.params(widths)) / 1e6) for widths in drawn]
+    return finish(device, network, candidates, feasible, predict, limit, lambda done, note: None), candidates, limit
+
+
+def exact(device, network, widths) -> float:
+    return device.load(network.onnx(widths)).total
+
+
+def test_the_best_candidate_within_the_measured_budget_wins(lawful, tiny_network, predictor) -> None:
+    result, candidates, limit = finished(lawful, tiny_network, predictor, 0.7)
+    within = [c for c in candidates if exact(lawful, tiny_network, c.widths) <= limit]
+    assert result.winner == max(within, key=lambda c: c.accuracy).widths
+    assert result.winner_ms == pytest.approx(exact(lawful, tiny_network, result.winner))
+    assert result.unpruned_ms == pytest.approx(exact(lawful, tiny_network, tiny_network.max_widths))
+    assert result.uniform_ms == pytest.approx(result.winner_ms, rel=0.12)
+
+
+@pytest.mark.parametrize("slower", [1.05, 1.15])
+def test_a_device_slower_than_predicted_costs_measurements_not_the_budget(lawful_type, tiny_network, predictor, slower) -> None:
+    device = lawful_type(lambda total: total * slower)
+    result, _, limit = finished(device, tiny_network, predictor, 0.7)
+    assert result.winner_ms <= limit
+    assert result.accuracy is not None
+    assert result.measured_finalists < 60
+
+
+def test_when_no_candidate_fits_the_smallest_structure_is_returned(lawful_type, tiny_network, predictor) -> None:
+    full = exact(lawful_type(), tiny_network, tiny_network.max_widths)
+    device = lawful_type(lambda total: total if total < 0.45 * full else 10 * total)
+    result, _, limit = finished(device, tiny_network, predictor, 0.5)
+    assert result.winner_ms <= limit
+
+
+def test_a_device_on_which_nothing_fits_is_an_error_with_the_smallest_measured(lawful_type, tiny_network, predictor) -> None:
+    with pytest.raises(BudgetError, match="smallest measured"):
+        finished(lawful_type(lambda total: total * 100), tiny_network, predictor, 0.5)
+
+
+def test_results_survive_json(lawful, tiny_network, predictor) -> None:
+    import dataclasses
+    import json
+
+    result, _, _ = finished(lawful, tiny_network, predictor, 0.7)
+    assert Finish.from_json(json.loads(json.dumps(dataclasses.asdict(result)))) == result

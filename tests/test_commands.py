@@ -1,0 +1,229 @@
+"""The commands themselves, as a user runs them: the main job at a tiny scale, every bad input, interruption and resume."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--network", "tinynet:tiny", "--image-size", "16", "--population", "6", "--generations", "3",
+    "--pruningnet-epochs", "3", "--epochs", "8", "--train-batch", "32", "--quiet",
+]  # fmt: skip
+SEARCH = ["-m", "search.run", "--latency", "60%", *TINY]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with the tiny network in it; tables and PruningNets are shared by the tests of this module."""
+    folder = tmp_path_factory.mktemp("work")
+    shutil.copy(ROOT / "tests" / "tinynet.py", folder)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "COLUMNS": "200"}
+
+
+def command(arguments: list[str], folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(workplace) -> tuple[Path, str]:
+    done = command([*SEARCH, "--out", "runs/first"], workplace)
+    return workplace / "runs" / "first", done.stdout
+
+
+def test_the_main_job(finished) -> None:
+    folder, printed = finished
+    result = json.loads((folder / "result.json").read_text())
+    unpruned, uniform, winner = result["networks"]
+    assert [row["label"] for row in result["networks"]] == ["unpruned", "uniform", "winner"]
+    budget = 0.6 * json.loads((folder / "unpruned.json").read_text())["latency_ms"]
+    assert winner["measured_ms"] <= budget
+    assert winner["macs"] < unpruned["macs"]
+    assert len(winner["widths"]) == len(result["genes"]) == 5
+    assert uniform["widths"] != unpruned["widths"]
+    assert all(row["test_accuracy"] > 0.3 for row in result["networks"])
+    assert winner["onnx_accuracy"] == pytest.approx(winner["test_accuracy"], abs=0.005)
+    assert result["device"]["device"] == "ort"
+    assert result["config"]["seed"] == 0
+    assert {"torch", "onnxruntime", "python"} <= set(result["versions"])
+    for row in result["networks"]:
+        assert f"{row['test_accuracy']:.2%}" in printed
+
+
+def test_the_exported_network_stands_on_its_own(finished) -> None:
+    folder, _ = finished
+    widths = json.loads((folder / "result.json").read_text())["networks"][2]["widths"]
+    session = onnxruntime.InferenceSession(str(folder / "winner.onnx"))
+    scores = session.run(None, {"images": np.zeros((1, 3, 16, 16), np.float32)})
+    assert scores[0].shape == (1, 10)
+    weights = load_file(folder / "winner.safetensors")
+    assert weights["stem.0.weight"].shape == (widths[0], 3, 3, 3)
+
+
+def test_a_second_run_uses_the_table_and_the_pruningnet_and_gives_the_same_search(finished, workplace) -> None:
+    first, _ = finished
+    tables = {file: file.stat().st_mtime_ns for file in workplace.glob("lut_data/*/*.parquet")}
+    supernets = {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")}
+    assert len(tables) == len(supernets) == 1
+    shutil.copytree(first, workplace / "runs" / "second")
+    for name in ("search.journal", "finish.json", "result.json"):
+        (workplace / "runs" / "second" / name).unlink()
+    command([*SEARCH, "--out", "runs/second", "--resume"], workplace)
+    assert {file: file.stat().st_mtime_ns for file in workplace.glob("lut_data/*/*.parquet")} == tables
+    results = [json.loads((workplace / "runs" / name / "result.json").read_text()) for name in ("first", "second")]
+    assert results[0]["search"]["evaluations"] == results[1]["search"]["evaluations"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_anywhere_a_run_goes_on_to_its_result(stop: signal.Signals, finished, workplace) -> None:
+    """Stopped four times, later each time, then left alone: the search holds no candidate twice and the run finishes."""
+    first, _ = finished
+    name = f"runs/stopped{int(stop)}"
+    (workplace / name).mkdir()
+    shutil.copy(first / "unpruned.json", workplace / name)  # the same measured budget, so the same search
+    for seconds in (4.0, 6.0, 8.0, 10.0):
+        process = subprocess.Popen(
+            [sys.executable, *SEARCH, "--out", name, "--resume"],
+            cwd=workplace, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(seconds)
+        process.send_signal(stop)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        if stop == signal.SIGINT and "Traceback" in errors:
+            assert "search/pipeline" not in errors, errors  # only while Python itself is still starting
+    command([*SEARCH, "--out", name, "--resume"], workplace)
+    journals = [candidates(workplace / name), candidates(first)]
+    assert journals[0] == journals[1]
+    assert len(set(journals[0])) == 18
+
+
+def candidates(folder: Path) -> list[tuple[tuple[int, ...], float]]:
+    """Evaluated structures of a run, in order, read by optuna itself."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "search.journal")))
+    trials = optuna.load_study(study_name="search", storage=storage).get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    return [(tuple(trial.params.values()), trial.value) for trial in trials]
+
+
+def test_a_budget_that_does_not_bind_is_said_and_searched_all_the_same(workplace) -> None:
+    done = command(["-m", "search.run", "--latency", "15ms", *TINY, "--out", "runs/loose"], workplace)
+    assert "does not bind" in done.stdout
+    assert (workplace / "runs" / "loose" / "result.json").exists()
+
+
+def test_budgets_in_macs_and_parameters(workplace) -> None:
+    done = command(["-m", "search.run", "--macs", "60%", "--params", "15K", *TINY, "--out", "runs/macs"], workplace)
+    winner = json.loads((workplace / "runs" / "macs" / "result.json").read_text())["networks"][2]
+    assert winner["params"] <= 15_000
+    assert "budget: params 15K" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--latency", "15"], "expected a number with its unit"),
+        (["--latency", "0ms"], "more than 0"),
+        (["--latency", "-5ms"], "more than 0"),
+        (["--latency", "nanms"], "more than 0"),
+        ([], "no budget given"),
+        (["--latency", "0.0001ms"], "smallest reachable is"),
+        (["--macs", "10"], "smallest reachable is"),
+        (["--latency", "60%", "--network", "resnet1800"], "is unknown"),
+        (["--latency", "60%", "--network", "squeezenet1_1"], "calls cat"),
+        (["--latency", "60%", "--device", "tpu"], "expected one of"),
+        (["--latency", "60%", "--device", "trt"], "device 'trt'"),
+        (["--latency", "60%", "--data", "mnist9"], "is unknown"),
+        (["--latency", "60%", "--out", "tinynet.py/run"], "cannot write"),
+        (["--latency", "60%", "--lut", "tinynet.py"], "cannot write|Choose another"),
+        (["--latency", "60%", "--population", "0"], "population"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], said: str, finished, workplace) -> None:
+    import re
+
+    extra = ["--out", "runs/bad"] if "--out" not in arguments else []
+    base = [argument for argument in TINY if argument != "--network" or "--network" not in arguments]
+    base = [argument for argument in base if argument != "tinynet:tiny" or "--network" not in arguments]
+    done = command(["-m", "search.run", *base, *extra, *arguments], workplace, code=2)
+    assert re.search(said, done.stderr), done.stderr
+    shutil.rmtree(workplace / "runs" / "bad", ignore_errors=True)
+
+
+def test_a_folder_with_a_run_is_neither_overwritten_nor_mixed(finished, workplace) -> None:
+    assert "--resume" in command([*SEARCH, "--out", "runs/first"], workplace, code=2).stderr
+    other = command([*SEARCH, "--out", "runs/first", "--resume", "--seed", "7"], workplace, code=2)
+    assert "seed=0" in other.stderr
+
+
+def test_a_checkpoint_of_another_network_is_refused(finished, workplace) -> None:
+    folder, _ = finished
+    shutil.copytree(folder, workplace / "runs" / "wrong")
+    checkpoints = workplace / "runs" / "wrong" / "checkpoints"
+    shutil.copy(checkpoints / "unpruned.safetensors", checkpoints / "winner.safetensors")
+    done = command([*SEARCH, "--out", "runs/wrong", "--resume"], workplace, code=2)
+    assert "belongs to widths" in done.stderr
+
+
+def test_build_lut_measures_resumes_and_validates(workplace) -> None:
+    options = ["--network", "tinynet:tiny", "--input-size", "16", "--num-classes", "10"]
+    first = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
+    assert "160 structures measured" in first.stdout
+    again = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
+    assert "tinynet:tiny: 0 structures measured" in again.stdout
+    full = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables", "--coverage", "full"], workplace)
+    assert "structures measured" in full.stdout
+    validated = command(
+        [str(ROOT / "tools/validate_lut.py"), *options, "--lut", "tables", "--samples", "8", "--json", "v.json"], workplace
+    )
+    figures = json.loads((workplace / "v.json").read_text())["figures"]
+    assert f"mape {figures['predictor']['mape']:.3f}" in validated.stdout
+    assert len(json.loads((workplace / "v.json").read_text())["rows"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--device", "trt"], "driver|pip install|cannot measure yet"),
+        (["--coverage", "half"], "expected full or quick"),
+        (["--network", "nothing"], "is unknown"),
+        (["--out", "tinynet.py"], "Choose another"),
+        (["--threads", "0"], "1 or more"),
+        (["--precision", "fp7"], "fp32"),
+    ],
+)
+def test_build_lut_refuses_clearly(arguments: list[str], said: str, workplace) -> None:
+    import re
+
+    small = ["--network", "tinynet:tiny", "--input-size", "16"] if "--network" not in arguments else []
+    done = command([str(ROOT / "tools/build_lut.py"), *small, *arguments], workplace, code=2)
+    assert re.search(said, done.stderr), done.stderr
+
+
+def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
+    """It finds the search's own checkpoint: same options, same file."""
+    options = ["--network", "tinynet:tiny", "--image-size", "16", "--epochs", "3", "--train-batch", "32"]
+    before = {file: file.stat().st_size for file in workplace.glob("runs/pruningnets/*")}
+    done = command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace)
+    assert "sub-validation accuracy at 1.00" in done.stdout
+    assert {file: file.stat().st_size for file in workplace.glob("runs/pruningnets/*")} == before
