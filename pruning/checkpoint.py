@@ -28,11 +28,17 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], identity: Mapping
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, scratch, metadata)
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write the checkpoint '{path}': {error}. Choose another --out.") from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Files that a killed process was writing: they are as large as checkpoints."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink()
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:

@@ -207,7 +207,8 @@ def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Pat
     module.load_state_dict({name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")})
     for name, parameter in module.named_parameters():
         if f"momentum.{name}" in tensors:
-            optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"]
+            # the fused optimiser walks memory, so the buffer must lie as the parameter does (channels last, say)
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
     return step
 
 

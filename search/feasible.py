@@ -1,8 +1,9 @@
 """All structures within given budgets: the cheapest exactly, random ones by construction.
 
 Every cost is a sum over gene pairs (latency after inverting its monotone link), so what one gene may be, given the
-others, is an array lookup. Random structures come from a Gibbs walk over the feasible set: it never leaves it, and its
-stationary distribution is uniform over it.
+others, is an array lookup. Random structures come from a Gibbs walk: under upper bounds it never leaves the feasible set,
+reaches all of it, and its stationary distribution is uniform. Of a range, the walk is under the upper end and what lies
+below the lower end is dropped: with many genes nearly everything lies close under the upper end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 SWEEPS = 30
 """Times every gene of a sample is redrawn: more than enough to forget the start (see tests/search/test_feasible.py)."""
+
+ROUNDS = 16
+"""Walks after which too narrow a range is filled from within, by a walk that may not reach all of it."""
 
 ROUNDING = 1e-12
 """Relative slack for sums of doubles that are mathematically equal to a bound."""
@@ -99,12 +103,15 @@ class FeasibleSet:
         Raises:
             BudgetError: nothing fits.
         """
-        indices = np.tile(self._start(), (n, 1))
-        for _ in range(SWEEPS):
-            for gene in rng.permutation(len(self.network.genes)):
-                indices[:, gene] = self._redrawn(int(gene), indices, rng)
-        assert self._inside(indices).all()
-        return self._grid.widths(indices)
+        start = self._start()[None]
+        found = start[:0]
+        for _ in range(ROUNDS):
+            walked = self._walked(np.repeat(start, n, axis=0), rng, within_lows=False)
+            found = np.concatenate([found, walked[self._inside(walked)]])
+            if len(found) >= n:
+                return self._grid.widths(found[:n])
+        seeds = np.concatenate([found, start])
+        return self._grid.widths(self._walked(seeds[rng.integers(len(seeds), size=n)], rng, within_lows=True))
 
     def mutated(self, widths: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
         """int64[L]: each gene redrawn with `probability` among the choices that stay within the budgets."""
@@ -123,14 +130,23 @@ class FeasibleSet:
             child[gene] = first[gene]
         return child
 
-    def _redrawn(self, gene: int, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _walked(self, indices: np.ndarray, rng: np.random.Generator, within_lows: bool) -> np.ndarray:
+        """int64[P, L]: where `SWEEPS` sweeps of the Gibbs walk lead; the lower ends of ranges may be left out of it."""
+        for _ in range(SWEEPS):
+            for gene in rng.permutation(len(self.network.genes)):
+                indices[:, gene] = self._redrawn(int(gene), indices, rng, within_lows)
+        return indices
+
+    def _redrawn(self, gene: int, indices: np.ndarray, rng: np.random.Generator, within_lows: bool = True) -> np.ndarray:
         """int64[P]: for each structure a uniform draw among the choices of `gene` that keep it feasible."""
         allowed = np.ones((len(indices), len(self._grid.choices[gene])), dtype=bool)
         for constraint in self.constraints:
             by_choice = constraint.cost.conditional(gene, indices)
             now = by_choice[np.arange(len(indices)), indices[:, gene]]
             total = (constraint.cost.at(indices) - now)[:, None] + by_choice
-            allowed &= (total <= constraint.high * (1 - ROUNDING)) & (total >= constraint.low * (1 + ROUNDING))
+            allowed &= total <= constraint.high * (1 - ROUNDING)
+            if within_lows:
+                allowed &= total >= constraint.low * (1 + ROUNDING)
         allowed[np.arange(len(indices)), indices[:, gene]] = True
         drawn: np.ndarray = (rng.random(allowed.shape) * allowed).argmax(axis=1)
         return drawn

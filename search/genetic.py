@@ -6,6 +6,7 @@ Everything random comes from a generator seeded by (seed, k), so an interrupted 
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def evolve(
     """
     feasible.smallest()
     sampler = MetaPruningSampler(feasible, evolution, seed)
-    study = _study(journal, sampler)
+    study = _study(journal, sampler, feasible.network)
     candidates = evaluated(study, feasible.network)
     while len(candidates) < evolution.evaluations:
         progress(len(candidates), max((c.accuracy for c in candidates), default=float("nan")))
@@ -154,15 +155,31 @@ def evolve(
     return candidates
 
 
-def _study(journal: Path, sampler: MetaPruningSampler) -> optuna.Study:
+def _study(journal: Path, sampler: MetaPruningSampler, network: Network) -> optuna.Study:
+    """The study in `journal`, which must be of these genes, or a new one."""
+    genes = {gene.name: list(gene.choices) for gene in network.genes}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
             journal.parent.mkdir(parents=True, exist_ok=True)
+            _drop_partial_line(journal)
             storage = JournalStorage(JournalFileBackend(str(journal)))
-            return optuna.create_study(
+            study = optuna.create_study(
                 storage=storage, sampler=sampler, study_name="search", direction="maximize", load_if_exists=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise SearchError(f"the search's journal '{journal}' cannot be used: {error}; remove it to start over.") from error
+    if study.user_attrs.setdefault("genes", genes) != genes:
+        raise SearchError(f"the search's journal '{journal}' is of a network with other genes; remove it to start over.")
+    study.set_user_attr("genes", genes)
+    return study
+
+
+def _drop_partial_line(journal: Path) -> None:
+    """What a machine that went down left behind its last whole record."""
+    if journal.exists():
+        text = journal.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            os.truncate(journal, whole)

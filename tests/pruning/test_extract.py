@@ -19,10 +19,10 @@ def test_a_pruned_structure_keeps_the_first_channels(tiny_network) -> None:
     widths = np.array([8, 16, 4, 24, 12])
     state = tiny_network.module.state_dict()
     structure = extract(tiny_network, widths, state)
-    assert torch.equal(structure.block.depthwise[0].weight, state["block.depthwise.0.weight"][:16])
-    assert structure.block.depthwise[0].groups == 16
-    assert torch.equal(structure.hidden.weight, state["hidden.weight"][:12, : 24 * 4])
-    assert torch.equal(structure.feature[1].running_var, state["feature.1.running_var"][:24])
+    assert torch.equal(structure.get_parameter("block.depthwise.0.weight"), state["block.depthwise.0.weight"][:16])
+    assert structure.get_submodule("block.depthwise.0").groups == 16
+    assert torch.equal(structure.get_parameter("hidden.weight"), state["hidden.weight"][:12, : 24 * 4])
+    assert torch.equal(structure.get_buffer("feature.1.running_var"), state["feature.1.running_var"][:24])
     assert structure(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
 
 

@@ -13,15 +13,16 @@ from pruning.train import new_pruningnet
 @pytest.mark.parametrize("name", ["tinynet:tiny", "mobilenet_v2", "resnet18", "mobilenet_v3_large", "vgg11_bn"])
 def test_the_generated_network_is_the_extracted_structure(name: str, rng, random_widths) -> None:
     net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32))
-    supernet = PruningNet(net, hidden=2).eval()  # eval: dropout off; BN uses the batch all the same
-    images = torch.randn(4, 3, 32, 32)
+    supernet = PruningNet(net, hidden=2).double().eval()  # eval: dropout off; BN uses the batch all the same
+    images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
     for widths in random_widths(net, rng, 2):
-        structure = supernet.structure(widths)
+        structure = supernet.structure(widths).double()
         for layer in structure.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.train()
+        structure.load_state_dict({**structure.state_dict(), **supernet.weights(widths)})  # as doubles, unrounded
         with torch.no_grad():
-            torch.testing.assert_close(supernet(images, widths), structure(images), atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(supernet(images, widths), structure(images), atol=1e-6, rtol=1e-5)
 
 
 def test_encodings_of_the_papers_networks() -> None:
