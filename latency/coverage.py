@@ -15,7 +15,7 @@ SHORT_MACS = 50_000_000
 
 
 def quick_plan(network: Network, structures: int | None = None, seed: int = 0) -> np.ndarray:
-    """int64[P, L]: the unpruned network, the smallest, and random ones of all sizes.
+    """int64[P, L], P ≤ `structures`: the unpruned network, the smallest, and random ones of all sizes, none twice.
 
     Half of them draw every gene freely; the others scatter around one common scale, since independent draws alone
     would all have about the same latency.
@@ -24,7 +24,8 @@ def quick_plan(network: Network, structures: int | None = None, seed: int = 0) -
         structures = SHORT_STRUCTURES if network.macs(network.max_widths) < SHORT_MACS else QUICK_STRUCTURES
     rng = np.random.default_rng(seed)
     ends = [network.max_widths, tuple(gene.choices[0] for gene in network.genes)]
-    return np.array([*ends, *(_random(network.genes, rng, index % 2 == 0) for index in range(structures - 2))])
+    drawn = [*ends, *(_random(network.genes, rng, index % 2 == 0) for index in range(structures - 2))]
+    return np.array(list(dict.fromkeys(drawn)))
 
 
 def _random(genes: Sequence[Gene], rng: np.random.Generator, scattered: bool) -> tuple[int, ...]:

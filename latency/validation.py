@@ -26,7 +26,7 @@ def measured_against_predicted(
 ) -> pd.DataFrame:
     """Measure fresh random structures: one row each with measured_ms, predicted_ms, low_ms, high_ms, macs, stable."""
     known = predictor.table.keys
-    drawn = quick_plan(network, 2 * samples + 2, seed=seed + 1_000_003)[2:]  # without the two ends, which every table has
+    drawn = quick_plan(network, 3 * samples + 2, seed=seed + 1_000_003)[2:]  # without the two ends, which every table has
     fresh = [widths for widths in drawn if (network.signature, tuple(map(int, widths))) not in known][:samples]
     measured = []
     for start in range(0, len(fresh), BLOCK):

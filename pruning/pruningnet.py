@@ -105,7 +105,7 @@ class PruningNet(nn.Module):
     def weights(self, widths: np.ndarray) -> dict[str, Tensor]:
         """All parameters of the structure `widths` (int64[L]), cropped, by the traced network's names."""
         shares = np.asarray(widths, dtype=np.float32) / np.asarray(self.network.max_widths, dtype=np.float32)
-        scales = torch.from_numpy(shares).to(next(self.parameters()).device)
+        scales = torch.from_numpy(shares).to(next(self.parameters()))  # its device and type
         weights = {}
         for key, generator in self.generators.items():
             name = f"{key.replace('/', '.')}.weight"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
 TINY = [
-    "--network", "tinynet:tiny", "--image-size", "16", "--population", "6", "--generations", "3",
+    "--network", "tinynet:wide", "--image-size", "24", "--population", "6", "--generations", "3",
     "--pruningnet-epochs", "3", "--epochs", "8", "--train-batch", "32", "--quiet",
 ]  # fmt: skip
 SEARCH = ["-m", "search.run", "--latency", "60%", *TINY]
@@ -70,7 +71,7 @@ def test_the_exported_network_stands_on_its_own(finished) -> None:
     folder, _ = finished
     widths = json.loads((folder / "result.json").read_text())["networks"][2]["widths"]
     session = onnxruntime.InferenceSession(str(folder / "winner.onnx"))
-    scores = session.run(None, {"images": np.zeros((1, 3, 16, 16), np.float32)})
+    scores = session.run(None, {"images": np.zeros((1, 3, 24, 24), np.float32)})
     assert scores[0].shape == (1, 10)
     weights = load_file(folder / "winner.safetensors")
     assert weights["stem.0.weight"].shape == (widths[0], 3, 3, 3)
@@ -133,10 +134,10 @@ def test_a_budget_that_does_not_bind_is_said_and_searched_all_the_same(workplace
 
 
 def test_budgets_in_macs_and_parameters(workplace) -> None:
-    done = command(["-m", "search.run", "--macs", "60%", "--params", "15K", *TINY, "--out", "runs/macs"], workplace)
+    done = command(["-m", "search.run", "--macs", "60%", "--params", "150K", *TINY, "--out", "runs/macs"], workplace)
     winner = json.loads((workplace / "runs" / "macs" / "result.json").read_text())["networks"][2]
-    assert winner["params"] <= 15_000
-    assert "budget: params 15K" in done.stdout
+    assert winner["params"] <= 150_000
+    assert "budget: params 150K" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -160,11 +161,9 @@ def test_budgets_in_macs_and_parameters(workplace) -> None:
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], said: str, finished, workplace) -> None:
-    import re
-
     extra = ["--out", "runs/bad"] if "--out" not in arguments else []
     base = [argument for argument in TINY if argument != "--network" or "--network" not in arguments]
-    base = [argument for argument in base if argument != "tinynet:tiny" or "--network" not in arguments]
+    base = [argument for argument in base if argument != "tinynet:wide" or "--network" not in arguments]
     done = command(["-m", "search.run", *base, *extra, *arguments], workplace, code=2)
     assert re.search(said, done.stderr), done.stderr
     shutil.rmtree(workplace / "runs" / "bad", ignore_errors=True)
@@ -186,13 +185,15 @@ def test_a_checkpoint_of_another_network_is_refused(finished, workplace) -> None
 
 
 def test_build_lut_measures_resumes_and_validates(workplace) -> None:
-    options = ["--network", "tinynet:tiny", "--input-size", "16", "--num-classes", "10"]
+    options = ["--network", "tinynet:wide", "--input-size", "24", "--num-classes", "10"]
     first = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
-    assert "160 structures measured" in first.stdout
+    assert re.search(r"tinynet:wide: 1\d\d structures measured", first.stdout)
     again = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
-    assert "tinynet:tiny: 0 structures measured" in again.stdout
-    full = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables", "--coverage", "full"], workplace)
-    assert "structures measured" in full.stdout
+    assert "tinynet:wide: 0 structures measured" in again.stdout
+    full = command(
+        [str(ROOT / "tools/build_lut.py"), *options, "--align", "64", "--out", "full", "--coverage", "full"], workplace
+    )
+    assert re.search(r"tinynet:wide: \d+ structures measured", full.stdout)
     validated = command(
         [str(ROOT / "tools/validate_lut.py"), *options, "--lut", "tables", "--samples", "8", "--json", "v.json"], workplace
     )
@@ -213,16 +214,14 @@ def test_build_lut_measures_resumes_and_validates(workplace) -> None:
     ],
 )
 def test_build_lut_refuses_clearly(arguments: list[str], said: str, workplace) -> None:
-    import re
-
-    small = ["--network", "tinynet:tiny", "--input-size", "16"] if "--network" not in arguments else []
+    small = ["--network", "tinynet:wide", "--input-size", "24"] if "--network" not in arguments else []
     done = command([str(ROOT / "tools/build_lut.py"), *small, *arguments], workplace, code=2)
     assert re.search(said, done.stderr), done.stderr
 
 
 def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
     """It finds the search's own checkpoint: same options, same file."""
-    options = ["--network", "tinynet:tiny", "--image-size", "16", "--epochs", "3", "--train-batch", "32"]
+    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "3", "--train-batch", "32"]
     before = {file: file.stat().st_size for file in workplace.glob("runs/pruningnets/*")}
     done = command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace)
     assert "sub-validation accuracy at 1.00" in done.stdout

@@ -28,20 +28,25 @@ class Block(nn.Module):
 
 
 class TinyNet(nn.Module):
-    """Genes: stem/stage (16), middle (32), squeeze (8), feature (48), hidden (24)."""
+    """Genes: stem/stage (16), middle (32), squeeze (8), feature (48), hidden (24), all times `wider`."""
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, wider: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*conv_bn(3, 16, 3, 2), nn.ReLU())
-        self.block = Block(16, 32)
-        self.feature = nn.Sequential(*conv_bn(16, 48, 3, 2), nn.ReLU())
+        self.stem = nn.Sequential(*conv_bn(3, 16 * wider, 3, 2), nn.ReLU())
+        self.block = Block(16 * wider, 32 * wider)
+        self.feature = nn.Sequential(*conv_bn(16 * wider, 48 * wider, 3, 2), nn.ReLU())
         self.pool = nn.AdaptiveAvgPool2d(2)
-        self.hidden = nn.Linear(48 * 4, 24)
-        self.classifier = nn.Linear(24, num_classes)
+        self.hidden = nn.Linear(48 * 4 * wider, 24 * wider)
+        self.classifier = nn.Linear(24 * wider, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.feature(self.block(self.stem(x))))
-        return self.classifier(self.hidden(x.view(-1, 48 * 4)).relu())
+        return self.classifier(self.hidden(x.view(-1, self.hidden.in_features)).relu())
+
+
+def wide(num_classes: int = 10) -> nn.Module:
+    """Four times as wide: long enough a run for its latency to depend on its widths."""
+    return TinyNet(num_classes, 4)
 
 
 def tiny(num_classes: int = 10) -> nn.Module:

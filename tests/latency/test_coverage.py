@@ -33,11 +33,11 @@ def test_with_31_choices_every_pair_occurs_exactly_once() -> None:
 
 def test_quick_plan_has_both_ends_and_is_repeatable(tiny_network) -> None:
     plan = quick_plan(tiny_network, 40, seed=3)
-    assert plan.shape == (40, len(tiny_network.genes))
+    assert len(plan) == len(np.unique(plan, axis=0)) <= 40
     assert tuple(plan[0]) == tiny_network.max_widths
     assert tuple(plan[1]) == tuple(gene.choices[0] for gene in tiny_network.genes)
     np.testing.assert_array_equal(plan, quick_plan(tiny_network, 40, seed=3))
-    assert (quick_plan(tiny_network, 40, seed=4)[2:] != plan[2:]).any()
+    assert quick_plan(tiny_network, 40, seed=4)[2:].tolist() != plan[2:].tolist()
     many = quick_plan(tiny_network, 300)
     for gene, facts in enumerate(tiny_network.genes):
         assert set(many[:, gene]) == set(facts.choices)
