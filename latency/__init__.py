@@ -23,9 +23,9 @@ from latency.errors import (
 
 if TYPE_CHECKING:
     from latency.devices import Device, open_device
+    from latency.measurement import Measurement
     from latency.network import Gene, Network
     from latency.predictor import LatencyPredictor, Prediction, load_predictor
-    from latency.protocol import Measurement
     from latency.table import LatencyTable
     from latency.trace import trace
 
@@ -57,7 +57,7 @@ _HOMES = {
     "LatencyPredictor": "predictor",
     "Prediction": "predictor",
     "load_predictor": "predictor",
-    "Measurement": "protocol",
+    "Measurement": "measurement",
     "LatencyTable": "table",
     "trace": "trace",
 }

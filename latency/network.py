@@ -1,8 +1,4 @@
-"""A traced network: its layers, its genes, and what any widths cost.
-
-Everything else in the project is a view of a `Network`. Its one law: the length of every tensor axis is
-either fixed or `per_channel` times the width of one gene, and pruning keeps the first entries of an axis.
-"""
+"""A traced network: its layers, its genes, and what any widths cost. Everything else in the project is a view of it."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latency.axis import Axis
 from latency.errors import WidthsError
 from latency.pairwise import PairwiseCost, Term
 
@@ -34,19 +31,6 @@ class Gene:
     name: str
     max_width: int
     choices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One tensor axis: `size` entries unpruned; with a gene, `per_channel` entries for each channel kept."""
-
-    size: int
-    gene: int | None = None
-    per_channel: int = 1
-
-    def length(self, widths: Any) -> Any:
-        """Entries kept under `widths` (int[..., L]): an int or an int array [...]."""
-        return self.size if self.gene is None else widths[..., self.gene] * self.per_channel
 
 
 @dataclass(frozen=True)
@@ -159,7 +143,7 @@ class Network:
         """The network exported to ONNX once, at full width (takes seconds the first time)."""
         from latency.template import Template
 
-        return Template(self)
+        return Template(self.name, self.signature, self.module, self.input_shape, self.tensors)
 
     def onnx(self, widths: Any) -> bytes:
         """A self-contained ONNX model of the structure `widths` (int[L])."""

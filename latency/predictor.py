@@ -13,7 +13,7 @@ import onnx
 import pandas as pd
 
 from latency.calibration import Calibration
-from latency.errors import DeviceUnavailable, PredictionError
+from latency.errors import DeviceUnavailable, PredictionError, TableError
 from latency.kernels import Kernel, PlacedKernel, find_kernels
 from latency.network import Network
 from latency.pairwise import PairwiseCost, Term
@@ -61,6 +61,8 @@ class LatencyPredictor:
     """Fitted from a `LatencyTable`; see `load_predictor`."""
 
     def __init__(self, table: LatencyTable) -> None:
+        if not len(table):
+            raise TableError(f"no latency table at '{table.path}'; build one with: python tools/build_lut.py")
         stable = table.structures["stable"].to_numpy()
         if not stable.any():
             raise PredictionError(f"the table at '{table.path}' holds no stable measurement; build it on a quieter machine.")

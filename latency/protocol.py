@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pandas as pd
 
+from latency.devices import Device, LoadedModel
 from latency.errors import MeasurementError
 from latency.fingerprint import Conditions, conditions_since, cpu_times
 from latency.kernels import KERNEL_FIELDS, PlacedKernel, find_kernels
-
-if TYPE_CHECKING:
-    from latency.devices import Device, LoadedModel
+from latency.measurement import Measurement
 
 
 @dataclass(frozen=True)
@@ -36,30 +34,6 @@ class Protocol:
     quantile: float = 0.25  # of the rounds' medians
     max_spread: float = 0.04  # (median - low quantile) / low quantile of a stable measurement
     attempts: int = 3
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a device says of one model. Milliseconds per batch.
-
-    Attributes:
-        latency_ms: end to end, unprofiled: a low quantile of `rounds_ms`.
-        kernels: one row for each kernel in execution order: type, batch, cin, cout, height, width, out_height,
-            out_width, ms. The ms sum to `latency_ms`.
-        rounds_ms: float64[R], the median of every round measured.
-        stable: whether the rounds agree; unstable ones have been repeated up to the protocol's limit.
-        conditions: of the machine meanwhile.
-    """
-
-    latency_ms: float
-    kernels: pd.DataFrame
-    rounds_ms: np.ndarray
-    stable: bool
-    conditions: Conditions
-
-    def __repr__(self) -> str:
-        verdict = "" if self.stable else ", unstable"
-        return f"Measurement({self.latency_ms:.4g} ms, {len(self.rounds_ms)} rounds, {len(self.kernels)} kernels{verdict})"
 
 
 def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Measurement]:

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from latency.errors import TableError
 from latency.fingerprint import Fingerprint, require_same, slug
 from latency.kernels import KERNEL_FIELDS
+from latency.measurement import Measurement
 from latency.network import Network
-from latency.protocol import Measurement
 
 SCHEMA_VERSION = 1
 """2026-11-24: version 1, one row a structure."""

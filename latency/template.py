@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from latency.axis import Axis
 from latency.errors import TraceError
 from latency.kernels import PlacedKernel, find_kernels
-from latency.network import Axis
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from latency.network import Network
+Tensors = Mapping[str, tuple[Axis, ...]]
 
 OPSET = 20
 SIGNATURE_KEY = "milliprune_signature"
@@ -56,14 +57,13 @@ class Template:
         axes: the channel axis of every value in the graph, and all axes of every sliced initializer.
     """
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        model = export_onnx(network.module, network.input_shape)
-        self.channels, self._sliced = _annotate(model.graph, network)
+    def __init__(self, name: str, signature: str, module: nn.Module, input_shape: tuple[int, ...], tensors: Tensors) -> None:
+        model = export_onnx(module, input_shape)
+        self.channels, self._sliced = _annotate(model.graph, name, input_shape[1], tensors)
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
         self._skeleton = _skeleton(model, self._weights, self._sliced)
-        self._skeleton.metadata_props.add(key=SIGNATURE_KEY, value=network.signature)
+        self._skeleton.metadata_props.add(key=SIGNATURE_KEY, value=signature)
 
     def build(self, widths: np.ndarray) -> bytes:
         """The model of the structure `widths` (int64[L])."""
@@ -83,22 +83,24 @@ class Template:
         return [(self.channels[placed.input], self.channels[placed.output]) for placed in self.kernels]
 
 
-def _annotate(graph: onnx.GraphProto, network: Network) -> tuple[dict[str, Axis], dict[str, tuple[Axis, ...]]]:
+def _annotate(
+    graph: onnx.GraphProto, name: str, image_channels: int, tensors: Tensors
+) -> tuple[dict[str, Axis], dict[str, tuple[Axis, ...]]]:
     """Channel axes of all values, axes of all initializers that widths change; follows the graph in order."""
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in [*graph.value_info, *graph.output]}
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    channels = {graph.input[0].name: Axis(network.input_shape[1])}
+    channels = {graph.input[0].name: Axis(image_channels)}
     sliced: dict[str, tuple[Axis, ...]] = {}
     for node in graph.node:
         known = [channels[name] for name in node.input if name in channels]
         if not known:
             continue  # constants computed in the graph
         axis = next((axis for axis in known if axis.gene is not None), known[0])
-        if node.op_type in ("Conv", "Gemm"):
-            axes = network.tensors.get(node.input[1])
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            axes = tensors.get(node.input[1])
             if axes is None or tuple(a.size for a in axes) != dims[node.input[1]]:
                 raise TraceError(
-                    f"{network.name}: the ONNX export changed the weights of '{node.name}' ({node.input[1]}), so they "
+                    f"{name}: the ONNX export changed the weights of '{node.name}' ({node.input[1]}), so they "
                     "cannot be sliced. Please report the module; fusing by hand before tracing may help."
                 )
             sliced[node.input[1]] = axes

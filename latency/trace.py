@@ -20,8 +20,9 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torchvision.ops import stochastic_depth
 
+from latency.axis import Axis
 from latency.errors import TraceError
-from latency.network import Axis, Gene, Layer, Network, width_choices
+from latency.network import Gene, Layer, Network, width_choices
 
 DEFAULT_ALIGN = 8
 """Widths are multiples of this unless asked otherwise: odd widths are slow on every device we know."""

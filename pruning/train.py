@@ -158,6 +158,8 @@ def _fit(
     )
     first = _resume(module, optimizer, checkpoint, identity) if checkpoint.exists() else 0
     progress(first, float("nan"))
+    if first == steps:
+        return
     module.train()
     done, saved = first, time.monotonic()
     with _saved_when_leaving(lambda: _save(module, optimizer if done < steps else None, checkpoint, identity, done)):

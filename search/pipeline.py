@@ -34,7 +34,7 @@ from pruning.train import Recipe, new_pruningnet, pruningnet_path, train_pruning
 from search.budget import Budget, show_amount
 from search.config import RunConfig
 from search.feasible import FeasibleSet
-from search.finalists import Finish, finish
+from search.finalists import FINALISTS, Finish, finish
 from search.genetic import Candidate, Evolution, evolve
 from search.report import OutputError, read_json, result_table, versions, write_json
 
@@ -82,6 +82,7 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
     result = _trained(context, chosen, candidates, feasible)
     write_json(out / "result.json", result)
     reporter.say(f"\n{result_table(result['networks'])}\n")
+    reporter.say(f"the exported model, measured once more: {result['networks'][-1]['exported_ms']:.4g} ms")
     reporter.say(f"result: {out / 'result.json'}, model: {out / 'winner.onnx'}, weights: {out / 'winner.safetensors'}")
     return result
 
@@ -201,7 +202,7 @@ def _finish(context: _Context, candidates: list[Candidate], feasible: FeasibleSe
         return Finish.from_json(read_json(path))
     latency = context.config.budgets().get("latency")
     limit = latency.resolved(_unpruned_ms(context)).high if latency else float("inf")
-    with context.reporter.bar("measuring finalists", len(candidates)) as update:
+    with context.reporter.bar("measuring finalists", min(FINALISTS, len(candidates))) as update:
         predict = partial(predictor.predict_widths, context.network)
         chosen = finish(context.device, context.network, candidates, feasible, predict, limit, update)
     write_json(path, asdict(chosen))
@@ -231,7 +232,7 @@ def _train_one(
 ) -> dict[str, Any]:
     config, network, data = context.config, context.network, context.data
     structure = extract(network, widths)
-    recipe = Recipe(config.epochs, config.train_batch, lr=0.25)
+    recipe = Recipe(config.epochs, config.train_batch)
     with context.reporter.bar(f"training {label}", training_steps(data, recipe)) as update:
         train_structure(
             structure, network, np.array(widths), data, recipe, seed=config.seed,

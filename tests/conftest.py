@@ -10,16 +10,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 import latency
 from latency.kernels import Kernel, find_kernels
-from latency.protocol import Measurement, measure
+from latency.measurement import Measurement
+from latency.protocol import measure
 from pruning.data import Dataset, load_data
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tinynet
 
 torch.set_num_threads(2)
+settings.register_profile("patient", deadline=None)  # machines are shared: slow is not wrong
+settings.load_profile("patient")
 
 
 def exact_ms(kernel: Kernel) -> float:

@@ -87,6 +87,7 @@ def test_a_second_run_uses_the_table_and_the_pruningnet_and_gives_the_same_searc
         (workplace / "runs" / "second" / name).unlink()
     command([*SEARCH, "--out", "runs/second", "--resume"], workplace)
     assert {file: file.stat().st_mtime_ns for file in workplace.glob("lut_data/*/*.parquet")} == tables
+    assert {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")} == supernets
     results = [json.loads((workplace / "runs" / name / "result.json").read_text()) for name in ("first", "second")]
     assert results[0]["search"]["evaluations"] == results[1]["search"]["evaluations"]
 
@@ -184,6 +185,26 @@ def test_a_checkpoint_of_another_network_is_refused(finished, workplace) -> None
     assert "belongs to widths" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-50]), "not a whole Parquet file"),
+        (lambda file: file.write_bytes(b""), "not a whole Parquet file"),
+        (lambda file: file.rename(file.with_name("a.parquet")) and file.write_text("text"), "not a whole Parquet file"),
+    ],
+)
+def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:
+    done = command([str(ROOT / "tools/validate_lut.py"), "--network", "tinynet:wide", "--lut", "nowhere"], workplace, code=2)
+    assert "build_lut" in done.stderr
+
+
+def test_a_spoilt_table_is_refused(spoil, said: str, finished, workplace, tmp_path) -> None:
+    shutil.copytree(workplace / "lut_data", tmp_path / "lut")
+    spoil(next(tmp_path.glob("lut/*/*.parquet")))
+    done = command([*SEARCH, "--out", "runs/spoilt", "--resume", "--lut", str(tmp_path / "lut")], workplace, code=2)
+    assert said in done.stderr
+
+
 def test_build_lut_measures_resumes_and_validates(workplace) -> None:
     options = ["--network", "tinynet:wide", "--input-size", "24", "--num-classes", "10"]
     first = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
@@ -222,7 +243,7 @@ def test_build_lut_refuses_clearly(arguments: list[str], said: str, workplace) -
 def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
     """It finds the search's own checkpoint: same options, same file."""
     options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "3", "--train-batch", "32"]
-    before = {file: file.stat().st_size for file in workplace.glob("runs/pruningnets/*")}
+    before = {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")}
     done = command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace)
     assert "sub-validation accuracy at 1.00" in done.stdout
-    assert {file: file.stat().st_size for file in workplace.glob("runs/pruningnets/*")} == before
+    assert {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")} == before

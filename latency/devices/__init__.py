@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from latency.fingerprint import Fingerprint
-    from latency.protocol import Measurement
+    from latency.measurement import Measurement
 
 
 class LoadedModel(Protocol):

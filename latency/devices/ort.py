@@ -14,7 +14,8 @@ import numpy as np
 
 from latency.errors import DeviceUnavailable, MeasurementError
 from latency.fingerprint import Fingerprint, processor
-from latency.protocol import Measurement, measure
+from latency.measurement import Measurement
+from latency.protocol import measure
 
 try:
     import onnxruntime

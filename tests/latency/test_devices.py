@@ -6,7 +6,8 @@ import pytest
 
 import latency
 from latency.kernels import find_kernels
-from latency.protocol import Measurement, measure
+from latency.measurement import Measurement
+from latency.protocol import measure
 from pruning.networks import load
 
 

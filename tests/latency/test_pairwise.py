@@ -30,7 +30,7 @@ def brute(cost: PairwiseCost, index: np.ndarray) -> float:
 
 
 @given(problems())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_argmin_is_the_cheapest_of_all(cost: PairwiseCost) -> None:
     values = cost.at(all_indices(cost))
     np.testing.assert_allclose(values, [brute(cost, index) for index in all_indices(cost)])
@@ -38,7 +38,7 @@ def test_argmin_is_the_cheapest_of_all(cost: PairwiseCost) -> None:
 
 
 @given(problems())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_conditional_is_the_difference_that_one_gene_makes(cost: PairwiseCost) -> None:
     index = all_indices(cost)[::3]
     for gene in range(len(cost.choices)):
@@ -52,7 +52,7 @@ def test_conditional_is_the_difference_that_one_gene_makes(cost: PairwiseCost) -
 
 
 @given(problems(), problems())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_plus_and_scaled_are_linear(a: PairwiseCost, b: PairwiseCost) -> None:
     if [len(c) for c in a.choices] != [len(c) for c in b.choices]:
         b = a.scaled(-2.0)

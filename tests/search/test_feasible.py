@@ -38,7 +38,7 @@ def rows(array: np.ndarray) -> set[tuple[int, ...]]:
 
 
 @given(share=st.floats(0.0, 1.3), seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_samples_are_exactly_the_feasible_structures(small, share: float, seed: int) -> None:
     structures = everything(small)
     macs = small.macs(structures)
@@ -130,7 +130,7 @@ def test_no_budget_and_no_predictor_are_clear_errors(small) -> None:
 
 
 @given(share=st.floats(0.05, 0.9), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_children_are_feasible_and_made_of_their_parents(small, share: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     feasible = FeasibleSet(small, macs=float(np.quantile(small.macs(everything(small)), share)))

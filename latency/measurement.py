@@ -1,0 +1,34 @@
+"""What a device says of one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from latency.fingerprint import Conditions
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a device says of one model. Milliseconds per batch.
+
+    Attributes:
+        latency_ms: end to end, unprofiled: a low quantile of `rounds_ms`.
+        kernels: one row for each kernel in execution order: type, batch, cin, cout, height, width, out_height,
+            out_width, ms. The ms sum to `latency_ms`.
+        rounds_ms: float64[R], the median of every round measured.
+        stable: whether the rounds agree; unstable ones have been repeated up to the protocol's limit.
+        conditions: of the machine meanwhile.
+    """
+
+    latency_ms: float
+    kernels: pd.DataFrame
+    rounds_ms: np.ndarray
+    stable: bool
+    conditions: Conditions
+
+    def __repr__(self) -> str:
+        verdict = "" if self.stable else ", unstable"
+        return f"Measurement({self.latency_ms:.4g} ms, {len(self.rounds_ms)} rounds, {len(self.kernels)} kernels{verdict})"
