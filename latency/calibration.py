@@ -23,6 +23,8 @@ LEAST_SLOPE = 0.2
 BAND = (0.05, 0.95)
 """Quantiles between which a prediction's band is drawn: nominal coverage 90 %."""
 
+FOLDS = 10
+
 
 @dataclass(frozen=True)
 class MonotoneLink:
@@ -78,11 +80,9 @@ class Calibration:
         names = np.unique(types)
         sums = [np.bincount(structure[m], kernel_ms[m], minlength=len(latency_ms)) for m in (types == n for n in names)]
         design = np.stack([np.full(len(latency_ms), latency_ms.min()), *sums], axis=1)
-        weights = nnls(design / latency_ms[:, None], np.ones(len(latency_ms)))[0]
-        scores = np.maximum(design @ weights, 1e-6)
-        link = MonotoneLink.fit(scores, latency_ms)
-        ratios = latency_ms / link.to_ms(scores)
-        spare = (1 + 1 / len(ratios)) if len(ratios) > 1 else 1.0  # finite-sample correction of conformal prediction
+        weights, link = _fitted(design, latency_ms)
+        ratios = _held_out_ratios(design, latency_ms)
+        spare = 1 + 1 / len(ratios)  # finite-sample correction of conformal prediction
         low, high = np.quantile(ratios, [max(0.0, 1 - (1 - BAND[0]) * spare), min(1.0, BAND[1] * spare)])
         factors = dict(zip(map(str, names), map(float, weights[1:]), strict=True))
         return cls(float(weights[0] * latency_ms.min()), factors, link, (float(low), float(high)))
@@ -90,3 +90,25 @@ class Calibration:
     def factor(self, kernel_type: str) -> float:
         """Its own, or for a type without rows here the mean of all."""
         return self.factors.get(kernel_type, float(np.mean(list(self.factors.values()))))
+
+
+def _fitted(design: np.ndarray, latency_ms: np.ndarray) -> tuple[np.ndarray, MonotoneLink]:
+    """Weights of the columns of `design` [S, F], and the link over their sum."""
+    weights = nnls(design / latency_ms[:, None], np.ones(len(latency_ms)))[0]
+    return weights, MonotoneLink.fit(_scores(design, weights), latency_ms)
+
+
+def _scores(design: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.maximum(design @ weights, 1e-6)
+
+
+def _held_out_ratios(design: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
+    """float64[S]: measured over predicted, each predicted by a fit that has not seen it."""
+    fold = np.arange(len(latency_ms)) % min(FOLDS, len(latency_ms))
+    ratios = np.ones(len(latency_ms))
+    for held in (fold == number for number in range(fold.max() + 1)):
+        if held.all():
+            continue  # a single structure: nothing to hold it against
+        weights, link = _fitted(design[~held], latency_ms[~held])
+        ratios[held] = latency_ms[held] / link.to_ms(_scores(design[held], weights))
+    return ratios
