@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 
 from latency import open_device, trace
 from latency.build import build_table
@@ -36,7 +36,7 @@ from search.config import RunConfig
 from search.feasible import FeasibleSet
 from search.finalists import FINALISTS, Finish, finish
 from search.genetic import Candidate, Evolution, evolve
-from search.report import OutputError, read_json, result_table, versions, write_json
+from search.report import OutputError, read_json, result_table, versions, write_file, write_json
 
 Update = Callable[[int, str], object]
 """Called with how much of a stage is done and a note on how it goes."""
@@ -221,6 +221,7 @@ def _trained(context: _Context, chosen: Finish, candidates: list[Candidate], fea
         "winner_subval_accuracy": chosen.accuracy,
         "networks": [unpruned, uniform, winner],
         "search": {"evaluations": len(candidates), "measured_finalists": chosen.measured_finalists},
+        "normalisation": {"mean": context.data.mean.tolist(), "std": context.data.std.tolist()},
         "config": asdict(config),
         "device": context.device.fingerprint(),
         "versions": versions(),
@@ -256,8 +257,9 @@ def _exported(context: _Context, structure: torch.nn.Module, test_accuracy: floa
     """Write ONNX and weights, load the ONNX file again, and see that it is as accurate and as fast."""
     out, data = context.out, context.data
     model = structure_onnx(structure, context.network.input_shape)
-    save_file({name: tensor.contiguous() for name, tensor in structure.state_dict().items()}, out / "winner.safetensors")
-    (out / "winner.onnx").write_bytes(model)
+    weights = {name: tensor.contiguous() for name, tensor in structure.state_dict().items()}
+    write_file(out / "winner.safetensors", safetensors.torch.save(weights))
+    write_file(out / "winner.onnx", model)
     onnx_accuracy = exported_accuracy(out / "winner.onnx", data.test, data)
     if abs(onnx_accuracy - test_accuracy) > max(0.002, 1.5 / len(data.test)):
         raise OutputError(

@@ -17,11 +17,16 @@ class OutputError(MillipruneError):
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
+    """Write `content` as JSON, as `write_file` does."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write atomically: a reader sees the old file or the new one. Raises OutputError where that is impossible."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(content, indent=2) + "\n")
+        scratch.write_bytes(content)
         os.replace(scratch, path)
     except OSError as error:
         raise OutputError(f"cannot write '{path}': {error.strerror}. Choose another --out.") from error
