@@ -69,6 +69,17 @@ def test_all_ways_to_predict_agree(predictor, tiny_network, tiny_module, rng, ra
     assert set(full.kernels["source"]) == {"measured"}
 
 
+def test_a_device_with_a_fixed_cost_a_run(lawful_type, tiny_network, tmp_path, rng, random_widths) -> None:
+    device = lawful_type(lambda total: total + 0.05)
+    table = LatencyTable.open(tmp_path, device.fingerprint())
+    predictor = LatencyPredictor(build_table(device, tiny_network, quick_plan(tiny_network, 80), table))
+    assert predictor.latency_cost(tiny_network).calibration.constant > 0
+    structures = random_widths(tiny_network, rng, 20)
+    by_tables = predictor.predict_widths(tiny_network, structures)
+    np.testing.assert_allclose(by_tables, [predictor.predict(tiny_network.onnx(w)).latency_ms for w in structures])
+    np.testing.assert_allclose(by_tables, truth(device, tiny_network, structures), rtol=0.05)
+
+
 def test_widths_off_the_choices_are_predicted_too(predictor, tiny_network) -> None:
     between = np.array([[9, 17, 5, 30, 11], [16, 32, 8, 48, 24]])
     near = np.array([[8, 16, 4, 28, 12], [16, 32, 8, 48, 24]])
