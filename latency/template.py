@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -29,9 +30,13 @@ SIGNATURE_KEY = "milliprune_signature"
 
 
 def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
-    """Export `module` in eval mode, BN folded, parameters keeping their names."""
+    """Export `module` in eval mode, BN folded, parameters keeping their names.
+
+    It is exported from contiguous memory: weights that lie channels last leave layout operations in the graph.
+    """
     import torch
 
+    module = copy.deepcopy(module).eval().to(memory_format=torch.contiguous_format)
     parameter = next(module.parameters(), torch.empty(0))
     image = torch.zeros(input_shape, dtype=parameter.dtype, device=parameter.device)
     logger = logging.getLogger("torch.onnx")
@@ -41,7 +46,7 @@ def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelPr
         logger.setLevel(logging.ERROR)
         try:
             program = torch.onnx.export(
-                module.eval(), (image,), dynamo=True, verbose=False, opset_version=OPSET, input_names=["images"],
+                module, (image,), dynamo=True, verbose=False, opset_version=OPSET, input_names=["images"],
                 output_names=["scores"],
             )  # fmt: skip
         finally:
@@ -59,6 +64,7 @@ class Template:
 
     def __init__(self, name: str, signature: str, module: nn.Module, input_shape: tuple[int, ...], tensors: Tensors) -> None:
         model = export_onnx(module, input_shape)
+        _add_missing_biases(model.graph)
         self.channels, self._sliced = _annotate(model.graph, name, input_shape[1], tensors)
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
@@ -81,6 +87,16 @@ class Template:
     def kernel_axes(self) -> list[tuple[Axis, Axis]]:
         """Input and output channel axis of every kernel, in the order of `kernels`."""
         return [(self.channels[placed.input], self.channels[placed.output]) for placed in self.kernels]
+
+
+def _add_missing_biases(graph: onnx.GraphProto) -> None:
+    """Zero biases where the export left them out: an untrained network has none, a trained one runs with them."""
+    dims = {tensor.name: tensor.dims for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm") and len(node.input) == 2:
+            weight = node.input[1]
+            node.input.append(f"{weight}_bias")
+            graph.initializer.append(numpy_helper.from_array(np.zeros(dims[weight][0], dtype=np.float32), f"{weight}_bias"))
 
 
 def _annotate(

@@ -1,12 +1,16 @@
 """Extraction and export: a structure on its own."""
 
 import numpy as np
+import onnx
+import pytest
 import torch
 
+import latency
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
 from pruning.export import exported_accuracy, structure_onnx
 from pruning.extract import extract
+from pruning.networks import load
 
 
 def test_the_unpruned_structure_computes_what_the_module_does(tiny_module, tiny_network) -> None:
@@ -34,6 +38,17 @@ def test_structures_share_nothing_with_the_network(tiny_network) -> None:
         for tensor in structure.state_dict().values():
             tensor.zero_()
     assert all(torch.equal(before[name], tensor) for name, tensor in tiny_network.module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["tinynet:tiny", "mobilenet_v2"])
+def test_what_is_shipped_runs_the_very_operations_that_were_measured(name: str, rng, random_widths, awake) -> None:
+    """An untrained network has zero biases, and an exporter may drop them: then the table would be too fast."""
+    network = latency.trace(load(name, num_classes=10), (1, 3, 32, 32))
+    (widths,) = random_widths(network, rng, 1)
+    trained = awake(extract(network, widths), (1, 3, 32, 32))
+    graphs = [onnx.load_from_string(model).graph for model in (network.onnx(widths), structure_onnx(trained, (1, 3, 32, 32)))]
+    measured, shipped = ([(node.op_type, len(node.input)) for node in graph.node] for graph in graphs)
+    assert measured == shipped
 
 
 def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_network, tmp_path) -> None:
