@@ -185,6 +185,11 @@ def test_a_checkpoint_of_another_network_is_refused(finished, workplace) -> None
     assert "belongs to widths" in done.stderr
 
 
+def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:
+    done = command([str(ROOT / "tools/validate_lut.py"), "--network", "tinynet:wide", "--lut", "nowhere"], workplace, code=2)
+    assert "build_lut" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -193,11 +198,6 @@ def test_a_checkpoint_of_another_network_is_refused(finished, workplace) -> None
         (lambda file: file.rename(file.with_name("a.parquet")) and file.write_text("text"), "not a whole Parquet file"),
     ],
 )
-def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:
-    done = command([str(ROOT / "tools/validate_lut.py"), "--network", "tinynet:wide", "--lut", "nowhere"], workplace, code=2)
-    assert "build_lut" in done.stderr
-
-
 def test_a_spoilt_table_is_refused(spoil, said: str, finished, workplace, tmp_path) -> None:
     shutil.copytree(workplace / "lut_data", tmp_path / "lut")
     spoil(next(tmp_path.glob("lut/*/*.parquet")))
