@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,3 +18,8 @@ class Axis:
     def length(self, widths: Any) -> Any:
         """Entries kept under `widths` (int[..., L]): an int or an int array [...]."""
         return self.size if self.gene is None else widths[..., self.gene] * self.per_channel
+
+
+def kept(axes: Sequence[Axis], widths: Any) -> tuple[slice, ...]:
+    """Index of the entries that a tensor with these axes keeps under `widths` (int64[L])."""
+    return tuple(slice(0, int(axis.length(widths))) for axis in axes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latency.axis import Axis
+from latency.axis import Axis, kept
 from latency.errors import WidthsError
 from latency.pairwise import PairwiseCost, Term
 
@@ -130,13 +130,13 @@ class Network:
         """`params` as a sum over gene pairs."""
         return self.pairwise([Term(self.tensors[name], _product) for name in self.parameter_names])
 
-    def pairwise(self, terms: Sequence[Term], choices: Sequence[Sequence[int]] | None = None) -> PairwiseCost:
-        """Tabulate `terms` over `choices` (default: the genes' own)."""
-        return PairwiseCost.tabulate(terms, choices or [gene.choices for gene in self.genes])
+    def pairwise(self, terms: Sequence[Term]) -> PairwiseCost:
+        """Tabulate `terms` over the genes' choices."""
+        return PairwiseCost.tabulate(terms, [gene.choices for gene in self.genes])
 
     def kept(self, name: str, widths: np.ndarray) -> tuple[slice, ...]:
         """Index of the entries of tensor `name` that a structure `widths` (int64[L]) keeps."""
-        return tuple(slice(0, int(axis.length(widths))) for axis in self.tensors[name])
+        return kept(self.tensors[name], widths)
 
     @cached_property
     def template(self) -> Template:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from latency.axis import Axis
+from latency.axis import Axis, kept
 from latency.errors import TraceError
 from latency.kernels import PlacedKernel, find_kernels
 
@@ -59,7 +59,8 @@ class Template:
     """The exported graph without weights, the full weights beside it, and the axes of both.
 
     Attributes:
-        axes: the channel axis of every value in the graph, and all axes of every sliced initializer.
+        channels: the channel axis of every value in the graph.
+        kernels: of the unpruned network, in execution order.
     """
 
     def __init__(self, name: str, signature: str, module: nn.Module, input_shape: tuple[int, ...], tensors: Tensors) -> None:
@@ -79,8 +80,9 @@ class Template:
             if node.op_type == "Conv":
                 _set_groups(node, self._sliced[node.input[1]], widths)
         for name, axes in self._sliced.items():
-            kept = tuple(slice(0, int(axis.length(widths))) for axis in axes)
-            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(self._weights[name][kept]), name))
+            model.graph.initializer.append(
+                numpy_helper.from_array(np.ascontiguousarray(self._weights[name][kept(axes, widths)]), name)
+            )
         return model.SerializeToString()
 
     @cached_property

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ class Evolution:
     crossovers: float = 0.5
     mutation: float = 0.1
 
-    @cached_property
+    @property
     def evaluations(self) -> int:
         return self.population * self.generations
 
