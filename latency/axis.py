@@ -1,10 +1,15 @@
-"""The one law of widths: an axis is fixed, or `per_channel` times one gene's width, and pruning keeps its first entries."""
+"""The one law of widths: an axis is fixed, or `per_channel` times one gene's width, or several such one after another.
+
+Pruning keeps the first entries of every part.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -15,11 +20,63 @@ class Axis:
     gene: int | None = None
     per_channel: int = 1
 
+    @property
+    def parts(self) -> tuple[Axis, ...]:
+        """Itself: it is a single stretch."""
+        return (self,)
+
+    @property
+    def genes(self) -> frozenset[int]:
+        """The genes its length depends on."""
+        return frozenset() if self.gene is None else frozenset({self.gene})
+
     def length(self, widths: Any) -> Any:
         """Entries kept under `widths` (int[..., L]): an int or an int array [...]."""
         return self.size if self.gene is None else widths[..., self.gene] * self.per_channel
 
+    def index(self, widths: np.ndarray) -> slice | np.ndarray:
+        """Which entries are kept under `widths` (int64[L])."""
+        return slice(0, int(self.length(widths)))
 
-def kept(axes: Sequence[Axis], widths: Any) -> tuple[slice, ...]:
-    """Index of the entries that a tensor with these axes keeps under `widths` (int64[L])."""
-    return tuple(slice(0, int(axis.length(widths))) for axis in axes)
+    def repeated(self, times: int) -> Axis:
+        """The axis after flattening: `times` entries where one was."""
+        return Axis(self.size * times, self.gene, self.per_channel * times)
+
+
+@dataclass(frozen=True)
+class Concatenation:
+    """The axis along which tensors were concatenated; behaves like an `Axis`."""
+
+    parts: tuple[Axis, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    @property
+    def genes(self) -> frozenset[int]:
+        return frozenset().union(*(part.genes for part in self.parts))
+
+    def length(self, widths: Any) -> Any:
+        return sum(part.length(widths) for part in self.parts)
+
+    def index(self, widths: np.ndarray) -> slice | np.ndarray:
+        starts = np.cumsum([0, *(part.size for part in self.parts)])
+        return np.concatenate([np.arange(s, s + p.length(widths)) for s, p in zip(starts, self.parts, strict=False)])
+
+    def repeated(self, times: int) -> Concatenation:
+        return Concatenation(tuple(part.repeated(times) for part in self.parts))
+
+
+AnyAxis = Axis | Concatenation
+
+
+def concatenated(axes: Sequence[AnyAxis]) -> AnyAxis:
+    """One axis of all parts of `axes`."""
+    parts = tuple(part for axis in axes for part in axis.parts)
+    return parts[0] if len(parts) == 1 else Concatenation(parts)
+
+
+def kept(axes: Sequence[AnyAxis], widths: np.ndarray) -> tuple[slice | np.ndarray, ...]:
+    """Index of the entries that a tensor with these axes, at most one of them concatenated, keeps under `widths`."""
+    return tuple(axis.index(widths) for axis in axes)

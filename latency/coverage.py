@@ -61,10 +61,8 @@ def neighbours(network: Network) -> list[set[int]]:
     """For each gene, the genes it shares a layer with."""
     shared: list[set[int]] = [set() for _ in network.genes]
     for layer in network.layers:
-        a, b = layer.inputs.gene, layer.outputs.gene
-        if a is not None and b is not None and a != b:
-            shared[a].add(b)
-            shared[b].add(a)
+        for gene in layer.genes:
+            shared[gene] |= layer.genes - {gene}
     return shared
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latency.axis import Axis, kept
+from latency.axis import AnyAxis, kept
 from latency.errors import WidthsError
-from latency.pairwise import PairwiseCost, Term
+from latency.pairwise import PairwiseCost, Term, split_terms
 
 if TYPE_CHECKING:
     from torch import fx
@@ -26,31 +26,41 @@ SCALES = tuple(round(0.10 + 0.03 * step, 2) for step in range(31))
 
 @dataclass(frozen=True)
 class Gene:
-    """One free channel count: `choices` are ascending widths, the last of them `max_width`."""
+    """One free channel count: `choices` are ascending widths, the last of them `max_width`.
+
+    Widths must be multiples of `multiple`: more than 1 where a grouped convolution can only lose whole groups.
+    """
 
     name: str
     max_width: int
     choices: tuple[int, ...]
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
 class Layer:
     """One convolution or linear layer.
 
-    `taps` is kernel area × output positions: multiply-adds for each pair of an input and an output channel. `block` is
-    the path of the outermost enclosing module that is more than a sequence of others.
+    `inputs` are the channels that one output reads: those of one group where there are groups. `taps` is kernel area ×
+    output positions: multiply-adds for each pair of an input and an output. `block` is the path of the outermost
+    enclosing module that is more than a sequence of others.
     """
 
     name: str
-    kind: str  # "conv" | "depthwise" | "linear"
-    inputs: Axis
-    outputs: Axis
+    kind: str  # "conv" | "linear"
+    inputs: AnyAxis
+    outputs: AnyAxis
     taps: int
     block: str
 
     def macs(self, inputs: Any, outputs: Any) -> Any:
-        """Multiply-adds of one image, given the kept input and output channels."""
-        return self.taps * outputs * (1 if self.kind == "depthwise" else inputs)
+        """Multiply-adds of one image, given the kept inputs and outputs."""
+        return self.taps * inputs * outputs
+
+    @property
+    def genes(self) -> frozenset[int]:
+        """Indices of the genes that change its shape."""
+        return self.inputs.genes | self.outputs.genes
 
 
 def width_choices(max_width: int, align: int) -> tuple[int, ...]:
@@ -71,7 +81,7 @@ class Network:
     input_shape: tuple[int, ...]
     genes: tuple[Gene, ...]
     layers: tuple[Layer, ...]
-    tensors: Mapping[str, tuple[Axis, ...]]
+    tensors: Mapping[str, tuple[AnyAxis, ...]]
     parameter_names: tuple[str, ...]
     align: int
 
@@ -102,6 +112,11 @@ class Network:
         if len(wrong):
             gene = self.genes[wrong[0][-1]]
             raise WidthsError(f"width {array[tuple(wrong[0])]} given for gene '{gene.name}'; expected 1 … {gene.max_width}.")
+        for column, gene in enumerate(self.genes):
+            if (array[..., column] % gene.multiple).any():
+                raise WidthsError(
+                    f"a width given for gene '{gene.name}' is no multiple of {gene.multiple}, the size of its groups."
+                )
         return array
 
     def nearest_widths(self, scale: float) -> np.ndarray:
@@ -123,20 +138,24 @@ class Network:
     @cached_property
     def macs_cost(self) -> PairwiseCost:
         """`macs` as a sum over gene pairs."""
-        return self.pairwise([Term((layer.inputs, layer.outputs), layer.macs) for layer in self.layers])
+        return self.pairwise([t for layer in self.layers for t in split_terms((layer.inputs, layer.outputs), layer.macs)])
 
     @cached_property
     def params_cost(self) -> PairwiseCost:
         """`params` as a sum over gene pairs."""
-        return self.pairwise([Term(self.tensors[name], _product) for name in self.parameter_names])
+        return self.pairwise([t for name in self.parameter_names for t in split_terms(self.tensors[name], _product)])
 
     def pairwise(self, terms: Sequence[Term]) -> PairwiseCost:
         """Tabulate `terms` over the genes' choices."""
         return PairwiseCost.tabulate(terms, [gene.choices for gene in self.genes])
 
-    def kept(self, name: str, widths: np.ndarray) -> tuple[slice, ...]:
+    def kept(self, name: str, widths: np.ndarray) -> tuple[slice | np.ndarray, ...]:
         """Index of the entries of tensor `name` that a structure `widths` (int64[L]) keeps."""
         return kept(self.tensors[name], widths)
+
+    def kept_shape(self, name: str, widths: np.ndarray) -> tuple[int, ...]:
+        """Shape of what `kept` leaves of tensor `name`."""
+        return tuple(int(axis.length(widths)) for axis in self.tensors[name])
 
     @cached_property
     def template(self) -> Template:

@@ -6,26 +6,32 @@ millions of structures a second, exact minima and feasible-by-construction sampl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from latency.axis import Axis
+from latency.axis import AnyAxis
 
 
 @dataclass(frozen=True)
 class Term:
     """`cost(*lengths)` of the lengths of `axes`, which together depend on at most two genes. Vectorised."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[AnyAxis, ...]
     cost: Callable[..., Any]
 
     @property
     def genes(self) -> tuple[int, ...]:
         """The genes it depends on, ascending."""
-        return tuple(sorted({axis.gene for axis in self.axes if axis.gene is not None}))
+        return tuple(sorted(frozenset().union(*(axis.genes for axis in self.axes))))
+
+
+def split_terms(axes: Sequence[AnyAxis], cost: Callable[..., Any]) -> list[Term]:
+    """Terms for a cost that is proportional to each length: one for each combination of the axes' parts."""
+    return [Term(parts, cost) for parts in itertools.product(*(axis.parts for axis in axes))]
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from latency.axis import Axis, kept
+from latency.axis import AnyAxis, Axis, concatenated, kept
 from latency.errors import TraceError
 from latency.kernels import PlacedKernel, find_kernels
 
 if TYPE_CHECKING:
     from torch import nn
 
-Tensors = Mapping[str, tuple[Axis, ...]]
+Tensors = Mapping[str, tuple[AnyAxis, ...]]
 
 OPSET = 20
 SIGNATURE_KEY = "milliprune_signature"
@@ -86,7 +86,7 @@ class Template:
         return model.SerializeToString()
 
     @cached_property
-    def kernel_axes(self) -> list[tuple[Axis, Axis]]:
+    def kernel_axes(self) -> list[tuple[AnyAxis, AnyAxis]]:
         """Input and output channel axis of every kernel, in the order of `kernels`."""
         return [(self.channels[placed.input], self.channels[placed.output]) for placed in self.kernels]
 
@@ -103,17 +103,17 @@ def _add_missing_biases(graph: onnx.GraphProto) -> None:
 
 def _annotate(
     graph: onnx.GraphProto, name: str, image_channels: int, tensors: Tensors
-) -> tuple[dict[str, Axis], dict[str, tuple[Axis, ...]]]:
+) -> tuple[dict[str, AnyAxis], dict[str, tuple[AnyAxis, ...]]]:
     """Channel axes of all values, axes of all initializers that widths change; follows the graph in order."""
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in [*graph.value_info, *graph.output]}
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    channels = {graph.input[0].name: Axis(image_channels)}
-    sliced: dict[str, tuple[Axis, ...]] = {}
+    channels: dict[str, AnyAxis] = {graph.input[0].name: Axis(image_channels)}
+    sliced: dict[str, tuple[AnyAxis, ...]] = {}
     for node in graph.node:
         known = [channels[name] for name in node.input if name in channels]
         if not known:
             continue  # constants computed in the graph
-        axis = next((axis for axis in known if axis.gene is not None), known[0])
+        axis = next((axis for axis in known if axis.genes), known[0])
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             axes = tensors.get(node.input[1])
             if axes is None or tuple(a.size for a in axes) != dims[node.input[1]]:
@@ -128,12 +128,16 @@ def _annotate(
             sliced.update(dict.fromkeys(node.input[1:], (axis,)))
         elif node.op_type in ("Reshape", "Flatten"):
             size = shapes[node.output[0]][1]
-            axis = Axis(size, axis.gene, axis.per_channel * size // axis.size)
+            axis = axis.repeated(size // axis.size)
+        elif node.op_type == "Concat":
+            axis = concatenated(known)
         channels.update(dict.fromkeys(node.output, axis))
     return channels, sliced
 
 
-def _skeleton(model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: dict[str, tuple[Axis, ...]]) -> onnx.ModelProto:
+def _skeleton(
+    model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: dict[str, tuple[AnyAxis, ...]]
+) -> onnx.ModelProto:
     """The graph without anything that depends on the widths."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model)
@@ -141,8 +145,8 @@ def _skeleton(model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: di
     del graph.value_info[:], graph.initializer[:], graph.metadata_props[:]
     flattening = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
     for name, array in weights.items():
-        if name in flattening and len(array) == 2:
-            array = np.array([array[0], -1], dtype=np.int64)
+        if name in flattening and len(array) in (2, 3):  # to (N, features) or to (N, channels, positions)
+            array = np.array([array[0], -1, *array[2:]], dtype=np.int64)
         if name not in sliced:
             graph.initializer.append(numpy_helper.from_array(array, name))
     for node in graph.node:
@@ -150,7 +154,7 @@ def _skeleton(model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: di
     return skeleton
 
 
-def _set_groups(node: onnx.NodeProto, weight: tuple[Axis, ...], widths: np.ndarray) -> None:
+def _set_groups(node: onnx.NodeProto, weight: tuple[AnyAxis, ...], widths: np.ndarray) -> None:
     for attribute in node.attribute:
-        if attribute.name == "group" and attribute.i > 1:
-            attribute.i = int(weight[0].length(widths))
+        if attribute.name == "group":
+            attribute.i = max(1, attribute.i * int(weight[0].length(widths)) // weight[0].size)

@@ -1,8 +1,9 @@
 """Tracing: an ordinary module becomes a `Network`.
 
-The module is traced with torch.fx and run once for its shapes. Every tensor carries a `Flow`: a channel variable
-and how many consecutive entries of its axis 1 belong to one channel. Layers make new variables, additions and depthwise
-convolutions join them (union-find), everything else passes them on; what is left free are the genes.
+The module is traced with torch.fx and run once for its shapes. Every tensor carries flows: channel variables, one
+after another along its axis 1, and how many consecutive entries belong to one channel of each. Layers make new variables,
+additions join them (union-find), concatenation lines them up, grouped convolutions let them shrink by whole groups, and
+everything else passes them on; what is left free are the genes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torchvision.ops import stochastic_depth
 
-from latency.axis import Axis
+from latency.axis import AnyAxis, Axis, concatenated
 from latency.errors import TraceError
 from latency.network import Gene, Layer, Network, width_choices
 
@@ -93,29 +94,50 @@ def _blocks(module: nn.Module) -> dict[str, str]:
     return blocks
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Flow:
-    """What a tensor carries on axis 1: `per_channel` entries for each channel of variable `variable`."""
+    """One stretch of a tensor's axis 1: `per_channel` entries for each channel of variable `variable`."""
 
     variable: int
     per_channel: int = 1
 
 
+_Flows = tuple[_Flow, ...]
+
+
 @dataclass
 class _Variables:
-    """Union-find over channel variables; a set is fixed when any member is."""
+    """Union-find over channel variables; a set is fixed when any member is, and a multiple of all its members'."""
 
     parent: list[int] = field(default_factory=list)
     size: list[int] = field(default_factory=list)
     maker: list[str] = field(default_factory=list)
     fixed: list[bool] = field(default_factory=list)
+    multiple: list[int] = field(default_factory=list)
 
     def new(self, size: int, maker: str, fixed: bool = False) -> int:
         self.parent.append(len(self.parent))
         self.size.append(size)
         self.maker.append(maker)
         self.fixed.append(fixed)
+        self.multiple.append(1)
         return len(self.parent) - 1
+
+    def entries(self, flow: _Flow) -> int:
+        """Length of the stretch at full width."""
+        return self.size[flow.variable] * flow.per_channel
+
+    def pin(self, flows: _Flows) -> None:
+        """Never prune these."""
+        for flow in flows:
+            self.fixed[self.root(flow.variable)] = True
+
+    def restrict(self, flows: _Flows, entries: int) -> None:
+        """Let every stretch shrink only by whole groups of `entries`."""
+        for flow in flows:
+            root = self.root(flow.variable)
+            channels = entries // math.gcd(entries, flow.per_channel)
+            self.multiple[root] = math.lcm(self.multiple[root], channels)
 
     def root(self, variable: int) -> int:
         while self.parent[variable] != variable:
@@ -127,20 +149,23 @@ class _Variables:
         low, high = sorted((self.root(a), self.root(b)))
         self.parent[high] = low
         self.fixed[low] = self.fixed[low] or self.fixed[high]
+        self.multiple[low] = math.lcm(self.multiple[low], self.multiple[high])
         return low
 
 
 PASSING_MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
     nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Identity, nn.Dropout, nn.Dropout2d,
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.ReflectionPad2d,
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool1d, nn.AvgPool1d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad2d, nn.ReflectionPad2d,
     nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
 )  # fmt: skip
 PASSING_FUNCTIONS: frozenset[Any] = frozenset(
     {
         F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish,
         F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-        F.adaptive_max_pool2d, F.interpolate, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, stochastic_depth,
+        F.adaptive_max_pool2d, F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d,
+        F.interpolate, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, stochastic_depth,
         "relu", "sigmoid", "tanh", "clamp", "contiguous", "clone", "detach",
     }
 )  # fmt: skip
@@ -152,6 +177,7 @@ JOINING_FUNCTIONS: frozenset[Any] = frozenset(
 )  # fmt: skip
 SPATIAL_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
 RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
+CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 ADVICE = "Replace it, or keep it outside the traced module and trace the parts before and after on their own."
 
 
@@ -164,10 +190,10 @@ class _Tracer:
         self.blocks = blocks
         self.modules = dict(module.named_modules())
         self.variables = _Variables()
-        self.flows: dict[fx.Node, _Flow] = {}
-        self.layers: dict[str, tuple[str, _Flow, int, int]] = {}  # name → kind, input, output variable, taps
-        self.tensors: dict[str, tuple[_Flow | int, ...]] = {}
-        self.module_rules: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Callable[..., _Flow]], ...] = (
+        self.flows: dict[fx.Node, _Flows] = {}
+        self.layers: dict[str, tuple[str, _Flows | int, _Flows, int]] = {}  # name → kind, inputs, outputs, taps
+        self.tensors: dict[str, tuple[_Flows | int, ...]] = {}
+        self.module_rules: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Callable[..., _Flows]], ...] = (
             (nn.Conv2d, self._conv),
             (nn.Linear, self._linear),
             (nn.BatchNorm2d, self._batchnorm),
@@ -183,14 +209,15 @@ class _Tracer:
         self.module.recompile()
         genes, index = self._genes(align)
 
-        def axis(flow: _Flow | int) -> Axis:
-            if isinstance(flow, int):
-                return Axis(flow)
-            root = self.variables.root(flow.variable)
-            return Axis(self.variables.size[root] * flow.per_channel, index.get(root), flow.per_channel)
+        def axis(flows: _Flows | int) -> AnyAxis:
+            if isinstance(flows, int):
+                return Axis(flows)
+            roots = [self.variables.root(flow.variable) for flow in flows]
+            sizes = [self.variables.entries(flow) for flow in flows]
+            return concatenated([Axis(n, index.get(r), f.per_channel) for n, r, f in zip(sizes, roots, flows, strict=True)])
 
         layers = tuple(
-            Layer(name, kind, axis(inputs), axis(_Flow(outputs)), taps, self.blocks[name])
+            Layer(name, kind, axis(inputs), axis(outputs), taps, self.blocks[name])
             for name, (kind, inputs, outputs, taps) in self.layers.items()
         )
         tensors = {name: tuple(axis(flow) for flow in flows) for name, flows in self.tensors.items()}
@@ -201,16 +228,19 @@ class _Tracer:
         variables = self.variables
         roots = sorted({variables.root(v) for v in range(len(variables.parent))})
         free = [root for root in roots if not variables.fixed[root]]
-        genes = tuple(Gene(variables.maker[r], variables.size[r], width_choices(variables.size[r], align)) for r in free)
-        return genes, {root: position for position, root in enumerate(free)}
+        genes = []
+        for root in free:
+            size, multiple = variables.size[root], variables.multiple[root]
+            choices = width_choices(size, math.lcm(align, multiple))
+            genes.append(Gene(variables.maker[root], size, choices, multiple))
+        return tuple(genes), {root: position for position, root in enumerate(free)}
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             self._image(node)
         elif node.op == "output":
             for source in node.all_input_nodes:
-                if source in self.flows:
-                    self.variables.fixed[self.variables.root(self.flows[source].variable)] = True
+                self.variables.pin(self.flows.get(source, ()))
         elif _shape(node) is None:
             return  # sizes and other plain numbers carry no channels
         elif node.op == "get_attr":
@@ -227,14 +257,15 @@ class _Tracer:
     def _image(self, node: fx.Node) -> None:
         if self.flows:
             raise self._error(node, "is a second input", "Trace a module with one image input.")
-        self.flows[node] = _Flow(self.variables.new(_shape(node)[1], str(node.target), fixed=True))
+        self.flows[node] = (_Flow(self.variables.new(_shape(node)[1], str(node.target), fixed=True)),)
 
-    def _function_rule(self, node: fx.Node) -> Callable[..., _Flow]:
+    def _function_rule(self, node: fx.Node) -> Callable[..., _Flows]:
         rules = (
             (PASSING_FUNCTIONS, self._pass),
             (JOINING_FUNCTIONS, self._join),
             (SPATIAL_FUNCTIONS, self._reduce),
             (RESHAPING_FUNCTIONS, self._reshape),
+            (CONCATENATING_FUNCTIONS, self._concatenate),
         )
         for functions, rule in rules:
             if node.target in functions:
@@ -242,64 +273,83 @@ class _Tracer:
         called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
         raise self._error(node, f"calls {called}, whose channels we cannot follow", ADVICE)
 
-    def _conv(self, node: fx.Node, conv: nn.Conv2d) -> _Flow:
+    def _conv(self, node: fx.Node, conv: nn.Conv2d) -> _Flows:
         if conv.padding_mode != "zeros":
             raise self._error(
                 node, f"pads with '{conv.padding_mode}'", "Use padding_mode='zeros', or a padding layer before it."
             )
-        flow = self._input(node)
         height, width = _shape(node)[2:]
         taps = math.prod(conv.kernel_size) * height * width
         if conv.groups == 1:
-            outputs = self._layer(node, "conv", flow, conv.out_channels, taps)
-            self._tensors(node, conv, (_Flow(outputs), flow, *conv.kernel_size))
-        elif conv.groups == conv.in_channels == conv.out_channels:
-            outputs = self._layer(node, "depthwise", flow, conv.out_channels, taps)
-            outputs = self.variables.join(outputs, flow.variable)
-            self._tensors(node, conv, (_Flow(outputs), 1, *conv.kernel_size))
+            inputs: _Flows | int = self._input(node)
+            outputs = self._new(node, conv.out_channels)
         else:
-            raise self._error(
-                node,
-                f"is a grouped convolution ({conv.in_channels} → {conv.out_channels}, {conv.groups} groups)",
-                "Only ordinary and depthwise convolutions can be pruned; replace it.",
-            )
-        return _Flow(outputs)
+            inputs, outputs = conv.in_channels // conv.groups, self._grouped(node, conv)
+        self._layer(node, conv, "conv", inputs, outputs, taps, conv.kernel_size)
+        return outputs
 
-    def _linear(self, node: fx.Node, linear: nn.Linear) -> _Flow:
-        flow = self._input(node)
+    def _grouped(self, node: fx.Node, conv: nn.Conv2d) -> _Flows:
+        """Outputs of a grouped convolution: pruning its input drops whole groups, and with them their outputs.
+
+        Where that cannot be (fewer outputs than inputs, a group across a concatenation), neither side is pruned.
+        """
+        flows = self._input(node)
+        group = conv.in_channels // conv.groups
+        if conv.out_channels % conv.in_channels or any(self.variables.entries(flow) % group for flow in flows):
+            self.variables.pin(flows)
+            outputs = self._new(node, conv.out_channels)
+            self.variables.pin(outputs)
+            return outputs
+        self.variables.restrict(flows, group)
+        times = conv.out_channels // conv.in_channels
+        return tuple(_Flow(flow.variable, flow.per_channel * times) for flow in flows)
+
+    def _linear(self, node: fx.Node, linear: nn.Linear) -> _Flows:
         if len(_shape(node)) != 2:
             raise self._error(node, f"is a Linear applied to a tensor of {len(_shape(node))} axes", "Flatten it first.")
-        outputs = self._layer(node, "linear", flow, linear.out_features, 1)
-        self._tensors(node, linear, (_Flow(outputs), flow))
-        return _Flow(outputs)
+        outputs = self._new(node, linear.out_features)
+        self._layer(node, linear, "linear", self._input(node), outputs, 1)
+        return outputs
 
-    def _batchnorm(self, node: fx.Node, module: nn.Module) -> _Flow:
-        flow = self._input(node)
+    def _batchnorm(self, node: fx.Node, module: nn.Module) -> _Flows:
+        flows = self._input(node)
         name = str(node.target)
         for tensor in ("weight", "bias", "running_mean", "running_var"):
             if getattr(module, tensor) is not None:
-                self.tensors[f"{name}.{tensor}"] = (flow,)
-        return flow
+                self.tensors[f"{name}.{tensor}"] = (flows,)
+        return flows
 
-    def _pass(self, node: fx.Node, module: nn.Module | None) -> _Flow:
-        flow = self._input(node)
+    def _pass(self, node: fx.Node, module: nn.Module | None) -> _Flows:
         if _shape(node)[1] != _shape(self._source(node))[1]:
             raise self._error(node, "changes the number of channels", ADVICE)
-        return flow
+        return self._input(node)
 
-    def _join(self, node: fx.Node, module: nn.Module | None) -> _Flow:
+    def _join(self, node: fx.Node, module: nn.Module | None) -> _Flows:
+        """Stretch by stretch; tensors whose stretches do not match keep all their channels."""
         channels, rank = _shape(node)[1], len(_shape(node))
         operands = [source for source in node.all_input_nodes if source in self.flows]
         if any(len(_shape(source)) != rank for source in operands):
             raise self._error(node, "combines tensors of different ranks", "Make the broadcast explicit.")
         first, *others = [self.flows[source] for source in operands if _shape(source)[1] == channels]
         for other in others:
-            if other.per_channel != first.per_channel:
-                raise self._error(node, "combines a flattened tensor with one that is not", ADVICE)
-            self.variables.join(first.variable, other.variable)
+            if self._layout(first) == self._layout(other):
+                for a, b in zip(first, other, strict=True):
+                    self.variables.join(a.variable, b.variable)
+            else:
+                self.variables.pin(first + other)
         return first
 
-    def _reduce(self, node: fx.Node, module: nn.Module | None) -> _Flow:
+    def _layout(self, flows: _Flows) -> list[tuple[int, int]]:
+        return [(self.variables.size[flow.variable], flow.per_channel) for flow in flows]
+
+    def _concatenate(self, node: fx.Node, module: nn.Module | None) -> _Flows:
+        dim: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        if dim % len(_shape(node)) != 1:
+            raise self._error(node, f"concatenates along axis {dim}", "Only channels (axis 1) can be concatenated.")
+        tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
+        return tuple(flow for tensor in tensors for flow in self.flows[tensor])
+
+    def _reduce(self, node: fx.Node, module: nn.Module | None) -> _Flows:
         before, after = _shape(self._source(node)), _shape(node)
         dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         dims = (dims,) if isinstance(dims, int) else dims
@@ -307,42 +357,55 @@ class _Tracer:
             raise self._error(node, "reduces over the batch or the channels", "Reduce over height and width only.")
         return self._input(node)
 
-    def _reshape(self, node: fx.Node, module: nn.Module | None) -> _Flow:
+    def _reshape(self, node: fx.Node, module: nn.Module | None) -> _Flows:
+        """Flattening to (N, C·H·W) or (N, C, H·W), and (N, C) back to (N, C, 1, 1), whatever it is called."""
         before, after = _shape(self._source(node)), _shape(node)
+        flows = self._input(node)
         if after == before:
-            return self._input(node)
-        if len(after) != 2 or after[0] != before[0]:
+            return flows
+        if after == (*before, 1, 1):
+            self._rewrite(node, operator.getitem, (slice(None), slice(None), None, None))
+            return flows
+        if after[:1] != before[:1] or (len(after) != 2 and not (len(after) == 3 and after[1] == before[1])):
             raise self._error(
                 node, f"reshapes {before} to {after}, which mixes channels with other axes",
-                "Only flattening to (batch, features) can be followed.",
+                "Only flattening to (batch, features) or (batch, channels, positions) can be followed.",
             )  # fmt: skip
-        flow = self._input(node)
         if node.op != "call_module":
-            self._rewrite_as_flatten(node)
-        return _Flow(flow.variable, flow.per_channel * after[1] // before[1])
+            self._rewrite(node, torch.flatten, len(after) - 1)
+        times = after[1] // before[1]
+        return tuple(_Flow(flow.variable, flow.per_channel * times) for flow in flows)
 
-    def _rewrite_as_flatten(self, node: fx.Node) -> None:
-        """`x.view(-1, 1280)` states a size that pruning changes; flattening does the same without."""
+    def _rewrite(self, node: fx.Node, function: Callable[..., Any], argument: Any) -> None:
+        """`x.view(-1, 1280)` states a size that pruning changes; `function` does the same without."""
         source = self._source(node)
-        node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (source, 1), {}
+        node.op, node.target, node.args, node.kwargs = "call_function", function, (source, argument), {}
 
-    def _layer(self, node: fx.Node, kind: str, inputs: _Flow, outputs: int, taps: int) -> int:
+    def _new(self, node: fx.Node, size: int) -> _Flows:
+        return (_Flow(self.variables.new(size, str(node.target))),)
+
+    def _layer(
+        self,
+        node: fx.Node,
+        module: nn.Conv2d | nn.Linear,
+        kind: str,
+        inputs: _Flows | int,
+        outputs: _Flows,
+        taps: int,
+        window: tuple[int, ...] = (),
+    ) -> None:
         name = str(node.target)
         if name in self.layers:
             raise self._error(node, "is called more than once", "Give every call a layer of its own.")
-        variable = self.variables.new(outputs, name)
-        self.layers[name] = (kind, inputs, variable, taps)
-        return variable
-
-    def _tensors(self, node: fx.Node, module: nn.Conv2d | nn.Linear, axes: tuple[_Flow | int, ...]) -> None:
-        self.tensors[f"{node.target}.weight"] = axes
+        self.layers[name] = (kind, inputs, outputs, taps)
+        self.tensors[f"{name}.weight"] = (outputs, inputs, *window)
         if module.bias is not None:
-            self.tensors[f"{node.target}.bias"] = axes[:1]
+            self.tensors[f"{name}.bias"] = (outputs,)
 
     def _source(self, node: fx.Node) -> fx.Node:
         return next(source for source in node.all_input_nodes if source in self.flows)
 
-    def _input(self, node: fx.Node) -> _Flow:
+    def _input(self, node: fx.Node) -> _Flows:
         return self.flows[self._source(node)]
 
     def _error(self, node: fx.Node, what: str, advice: str) -> TraceError:

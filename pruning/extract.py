@@ -28,23 +28,28 @@ def extract(network: Network, widths: Any, state: Mapping[str, Tensor] | None = 
     structure = fx.GraphModule(modules, copy.deepcopy(network.module.graph), type(network.module).__name__)
     if state is not None:
         own = structure.state_dict()
-        own |= {name: state[name][network.kept(name, widths)] for name in network.tensors if name in state}
+        own |= {name: _cropped(network, name, state[name], widths) for name in network.tensors if name in state}
         structure.load_state_dict(own)
     return structure.eval().to(memory_format=torch.channels_last)
+
+
+def _cropped(network: Network, name: str, tensor: Tensor, widths: Any) -> Tensor:
+    full = tuple(axis.size for axis in network.tensors[name])
+    return tensor[network.kept(name, widths)] if tuple(tensor.shape) == full else tensor
 
 
 def _resized(network: Network, name: str, widths: Any) -> nn.Module:
     module = network.module.get_submodule(name)
     if isinstance(module, nn.Conv2d):
-        outputs, per_group = (index.stop for index in network.kept(f"{name}.weight", widths)[:2])
-        groups = outputs if module.groups > 1 else 1
+        outputs, per_group = network.kept_shape(f"{name}.weight", widths)[:2]
+        groups = max(1, module.groups * outputs // module.out_channels)
         rest: Any = (module.kernel_size, module.stride, module.padding, module.dilation, groups, module.bias is not None)
         return nn.Conv2d(per_group * groups, outputs, *rest)
     if isinstance(module, nn.Linear):
-        outputs, inputs = (index.stop for index in network.kept(f"{name}.weight", widths))
+        outputs, inputs = network.kept_shape(f"{name}.weight", widths)
         return nn.Linear(inputs, outputs, module.bias is not None)
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        kept = (network.kept(tensor, widths)[0].stop for tensor in network.tensors if tensor.rpartition(".")[0] == name)
+        kept = (network.kept_shape(tensor, widths)[0] for tensor in network.tensors if tensor.rpartition(".")[0] == name)
         channels = next(kept, module.num_features)
         return type(module)(channels, module.eps, module.momentum, module.affine, module.track_running_stats)
     return copy.deepcopy(module)

@@ -42,34 +42,37 @@ class Generator(nn.Module):
         nn.init.normal_(self.offset, std=deviation)
         nn.init.normal_(self.bank, std=deviation / math.sqrt(hidden))
 
-    def forward(self, scales: Tensor, kept: tuple[slice, ...]) -> Tensor:
+    def forward(self, scales: Tensor, kept: tuple[slice | np.ndarray, ...]) -> Tensor:
         """Weights cropped to `kept`, from the scales float32[L] of all genes."""
         code = F.relu(self.encoder(scales[self.genes]))
         offset = self.offset[kept]
-        return _CroppedProduct.apply(self.bank, code, offset.shape[0], offset.shape[1]).view(offset.shape) + offset
+        return _CroppedProduct.apply(self.bank, code, kept[:2]).view(offset.shape) + offset
 
 
 class _CroppedProduct(torch.autograd.Function):
-    """bank[:outputs, :inputs] @ code. Its gradient goes straight into that crop of `bank.grad`.
+    """bank[kept] @ code. Its gradient goes straight into that crop of `bank.grad`.
 
     A gradient of full size for every step would cost more than the network itself: banks hold hundreds of megabytes.
     """
 
     @staticmethod
-    def forward(ctx: Any, bank: Tensor, code: Tensor, outputs: int, inputs: int) -> Tensor:
+    def forward(ctx: Any, bank: Tensor, code: Tensor, kept: tuple[slice | np.ndarray, ...]) -> Tensor:
         ctx.save_for_backward(code)
-        ctx.bank, ctx.crop = bank, (outputs, inputs)
-        return bank[:outputs, :inputs].reshape(-1, len(code)) @ code
+        ctx.bank, ctx.kept = bank, kept
+        return bank[kept].reshape(-1, len(code)) @ code
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
         (code,) = ctx.saved_tensors
-        bank, (outputs, inputs) = ctx.bank, ctx.crop
-        crop = bank.detach()[:outputs, :inputs]
+        bank, kept = ctx.bank, ctx.kept
+        crop = bank.detach()[kept]
         if bank.grad is None:
             bank.grad = torch.zeros_like(bank)
-        bank.grad[:outputs, :inputs].addcmul_(gradients[0].view(*crop.shape[:3], 1), code)
-        return None, gradients[0] @ crop.reshape(-1, len(code)), None, None
+        gradient = bank.grad[kept]
+        gradient.addcmul_(gradients[0].view(*crop.shape[:3], 1), code)
+        if not all(isinstance(index, slice) for index in kept):  # then it is a copy, not a view
+            bank.grad[kept] = gradient
+        return None, gradients[0] @ crop.reshape(-1, len(code)), None
 
 
 class PruningNet(nn.Module):
@@ -138,7 +141,7 @@ class _Structure(fx.Interpreter):
         weight, bias = self.weights.get(f"{target}.weight"), self.weights.get(f"{target}.bias")
         if isinstance(module, nn.Conv2d):
             assert weight is not None
-            groups = len(weight) if module.groups > 1 else 1
+            groups = max(1, module.groups * len(weight) // module.out_channels)
             return F.conv2d(args[0], weight, bias, module.stride, module.padding, module.dilation, groups)
         if isinstance(module, nn.Linear):
             assert weight is not None
@@ -156,6 +159,5 @@ def block_genes(network: Network) -> dict[str, tuple[int, ...]]:
     """
     genes: dict[str, set[int]] = {}
     for layer in network.layers:
-        touched = {axis.gene for axis in (layer.inputs, layer.outputs) if axis.gene is not None}
-        genes.setdefault(layer.block, set()).update(touched)
+        genes.setdefault(layer.block, set()).update(layer.genes)
     return {layer.name: tuple(sorted(genes[layer.block])) for layer in network.layers}

@@ -1,6 +1,7 @@
 """A network small enough to measure, train and search in seconds, with everything in it that joins widths."""
 
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, cat, nn
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -51,3 +52,37 @@ def wide(num_classes: int = 10) -> nn.Module:
 
 def tiny(num_classes: int = 10) -> nn.Module:
     return TinyNet(num_classes)
+
+
+class Mixed(nn.Module):
+    """Concatenations, grouped convolutions of every kind, a gate that reshapes, 1-d pooling."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.doubled = nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.left = nn.Conv2d(16, 12, 1)
+        self.right = nn.Conv2d(16, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(20)
+        self.head = nn.Conv2d(20, 10, 1)
+        self.squeeze = nn.Linear(10, 6)
+        self.excite = nn.Linear(6, 10)
+        self.fixed = nn.Conv2d(10, 8, 1)
+        self.fewer = nn.Conv2d(8, 4, 1, groups=2)
+        self.whole = nn.Conv2d(10, 12, 1)
+        self.classifier = nn.Linear(12, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.doubled(self.grouped(self.stem(x)).relu())
+        x = self.head(self.norm(cat([self.left(x), self.right(x)], 1)).relu())
+        batch, channels, _, _ = x.size()
+        gate = self.squeeze(F.adaptive_avg_pool2d(x, 1).view(batch, channels)).relu()
+        x = x * self.excite(gate).sigmoid().view(batch, channels, 1, 1)
+        fixed = self.fixed(x)
+        x = cat([fixed, self.fewer(fixed)], 1) + self.whole(x)
+        return self.classifier(F.adaptive_avg_pool1d(x.flatten(2), 1).flatten(1))
+
+
+def mixed(num_classes: int = 10) -> nn.Module:
+    return Mixed(num_classes)

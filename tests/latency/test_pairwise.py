@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latency.network import Axis
+from latency.axis import Axis
 from latency.pairwise import PairwiseCost, Term
 
 

@@ -20,6 +20,11 @@ SIZES = {
     "mobilenet_v3_large": 64,
     "efficientnet_b0": 64,
     "vgg11_bn": 32,
+    "squeezenet1_1": 64,
+    "densenet121": 32,
+    "googlenet": 64,
+    "regnet_y_400mf": 64,
+    "resnext50_32x4d": 64,
 }
 
 
@@ -31,6 +36,13 @@ def test_onnx_equals_the_sliced_module(name: str, size: int, rng, random_widths,
 
 def test_onnx_of_a_batch_and_of_a_flattened_network(tiny_module, rng, random_widths, awake) -> None:
     compare(latency.trace(awake(copy.deepcopy(tiny_module), (4, 3, 20, 20)), (4, 3, 20, 20), align=1), rng, random_widths)
+
+
+def test_onnx_of_all_that_joins_splits_and_groups(rng, random_widths, awake) -> None:
+    from tinynet import Mixed
+
+    torch.manual_seed(0)
+    compare(latency.trace(awake(Mixed(), (2, 3, 20, 20)), (2, 3, 20, 20), align=1), rng, random_widths)
 
 
 def compare(net: latency.Network, rng, random_widths) -> None:

@@ -10,7 +10,7 @@ from pruning.pruningnet import PruningNet, _CroppedProduct, block_genes
 from pruning.train import new_pruningnet
 
 
-@pytest.mark.parametrize("name", ["tinynet:tiny", "mobilenet_v2", "resnet18", "mobilenet_v3_large", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["tinynet:tiny", "tinynet:mixed", "mobilenet_v2", "resnet18", "vgg11_bn"])
 def test_the_generated_network_is_the_extracted_structure(name: str, rng, random_widths) -> None:
     net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32))
     supernet = PruningNet(net, hidden=2).double().eval()  # eval: dropout off; BN uses the batch all the same
@@ -49,15 +49,16 @@ def test_pruningnet_of_mobilenet_v1_has_the_papers_size() -> None:
     assert sum(p.numel() for p in supernet.parameters()) == pytest.approx(106e6, rel=0.02)
 
 
-def test_gradient_of_the_cropped_product_is_autograds() -> None:
+@pytest.mark.parametrize("inputs", [slice(0, 3), np.array([0, 1, 4])], ids=["first", "of a concatenation"])
+def test_gradient_of_the_cropped_product_is_autograds(inputs) -> None:
     torch.manual_seed(0)
     bank = torch.randn(6, 5, 9, 4, dtype=torch.float64)
     code = torch.randn(4, dtype=torch.float64)
     upstream = torch.randn(4 * 3 * 9, dtype=torch.float64)
     results = []
     for product in (
-        lambda b, c: _CroppedProduct.apply(b, c, 4, 3),
-        lambda b, c: (b[:4, :3] @ c).reshape(-1),
+        lambda b, c: _CroppedProduct.apply(b, c, (slice(0, 4), inputs)),
+        lambda b, c: (b[:4, inputs] @ c).reshape(-1),
     ):
         b, c = bank.clone().requires_grad_(), code.clone().requires_grad_()
         for _ in range(2):  # gradients of several structures add up
