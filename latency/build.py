@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
-from latency.devices import Device
+from latency.devices import Device, LoadedModel
 from latency.network import Network
-from latency.protocol import Protocol, measure
+from latency.protocol import Protocol, load_reference, measure
 from latency.table import LatencyTable
 
-BLOCK = 4
+BLOCK = 8
 """Structures timed in turn, round by round: what a burst of noise hits, it hits evenly."""
+
+REFERENCE_SCALE = 0.5
+"""The structure of this uniform scale is timed along with every block: it shows how fast the machine was meanwhile."""
 
 
 def build_table(
@@ -34,10 +38,21 @@ def build_table(
     """
     missing = [tuple(map(int, widths)) for widths in plan if (network.signature, tuple(map(int, widths))) not in table.keys]
     progress(len(plan) - len(missing))
-    for start in range(0, len(missing), BLOCK):
-        block = missing[start : start + BLOCK]
-        measurements = measure(device, [network.onnx(widths) for widths in block], protocol)
-        table = table.append(network, block, measurements)
-        progress(len(block))
+    with reference_of(device, network) as reference:
+        for start in range(0, len(missing), BLOCK):
+            block = missing[start : start + BLOCK]
+            measurements = measure(device, [network.onnx(widths) for widths in block], protocol, reference)
+            table = table.append(network, block, measurements)
+            progress(len(block))
     table.compact()
     return table
+
+
+@contextmanager
+def reference_of(device: Device, network: Network) -> Iterator[LoadedModel]:
+    """The reference structure of `network`, loaded."""
+    loaded = load_reference(device, network.onnx(network.nearest_widths(REFERENCE_SCALE)))
+    try:
+        yield loaded
+    finally:
+        loaded.close()

@@ -16,6 +16,11 @@ from pathlib import Path
 
 from latency.errors import TableError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 Fingerprint = dict[str, str]
 
 
@@ -62,6 +67,11 @@ class Conditions:
 
     load: float  # one-minute load average
     steal: float  # share of CPU time taken by the hypervisor since `before`
+
+
+def preemptions() -> int:
+    """How often the system has taken the CPU from this process so far; 0 where it does not say."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def cpu_times() -> tuple[float, float]:

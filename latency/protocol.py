@@ -2,7 +2,8 @@
 
 Noise is one-sided (other tenants of the machine), so means mislead. Several models are timed in short rounds in turn;
 each round gives a median, a low quantile of the rounds is the latency, and all rounds are kept. Kernel times come from
-a profiler that slows what it watches: they are used as shares of the unprofiled end-to-end time.
+a profiler that slows what it watches: they are used as shares of the unprofiled end-to-end time. Over minutes machines
+become faster and slower as a whole; a reference model timed in the same rounds shows by how much.
 """
 
 from __future__ import annotations
@@ -27,17 +28,38 @@ class Protocol:
     """How long and how often to measure; the defaults suit networks of 0.1 to 100 ms."""
 
     rounds: int = 8
+    fewest_rounds: int = 4
+    timed_ms: float = 200.0  # what takes longer than this in all its rounds gets fewer of them
     round_ms: float = 8.0  # at least this long, and at least `min_runs` runs
     min_runs: int = 3
     warmup_ms: float = 15.0
-    profiled_runs: int = 12
+    profiled_runs: int = 10
     quantile: float = 0.25  # of the rounds' medians
     max_spread: float = 0.04  # (median - low quantile) / low quantile of a stable measurement
     attempts: int = 3
 
 
-def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Measurement]:
+MANY_STRUCTURES = Protocol(rounds=4, profiled_runs=5, timed_ms=100.0)
+"""Where a thousand structures are measured, each may be noisier."""
+
+
+def load_reference(device: Device, model: bytes) -> LoadedModel:
+    """A model to stay loaded over many calls of `measure`; close it afterwards."""
+    loaded = device.load(model)
+    loaded.profile(1)
+    return loaded
+
+
+def measure(
+    device: Device,
+    models: Sequence[bytes],
+    protocol: Protocol | None = None,
+    reference: LoadedModel | None = None,
+) -> list[Measurement]:
     """Time `models` on `device` in interleaved rounds, so that all meet the same disturbances.
+
+    Args:
+        reference: a model from `load_reference`, timed in every round too.
 
     Raises:
         MeasurementError: when the device cannot load or run one of them.
@@ -49,32 +71,40 @@ def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None =
         for model in models:
             loaded.append(device.load(model))
         kernels = [_profiled(one, model, protocol) for one, model in zip(loaded, models, strict=True)]
-        rounds = _timed(loaded, protocol)
+        rounds = _timed([*loaded, reference] if reference else loaded, protocol)
     finally:
         for one in loaded:
             one.close()
     conditions = conditions_since(before)
-    return [_verdict(frame, np.array(times), protocol, conditions) for frame, times in zip(kernels, rounds, strict=True)]
+    reference_ms = _low(rounds[-1], protocol) if reference else math.nan
+    return [
+        _verdict(frame, times, protocol, conditions, reference_ms)
+        for frame, times in zip(kernels, rounds[: len(models)], strict=True)
+    ]
 
 
-def _timed(loaded: Sequence[LoadedModel], protocol: Protocol) -> list[list[float]]:
+def _timed(loaded: Sequence[LoadedModel], protocol: Protocol) -> list[np.ndarray]:
     """Rounds of every model; those still unstable get all their rounds again, up to the limit."""
-    runs = [_runs(one, protocol) for one in loaded]
+    plans = [_plan(one, protocol) for one in loaded]
     rounds: list[list[float]] = [[] for _ in loaded]
     pending = list(range(len(loaded)))
     for _ in range(protocol.attempts):
-        for _ in range(protocol.rounds):
+        for turn in range(protocol.rounds):
             for index in pending:
-                rounds[index].append(float(np.median(loaded[index].time_ms(runs[index]))))
+                count, runs = plans[index]
+                if turn < count:
+                    rounds[index].append(float(np.median(loaded[index].time_ms(runs))))
         pending = [index for index in pending if not _is_stable(np.array(rounds[index]), protocol)]
-    return rounds
+    return [np.array(times) for times in rounds]
 
 
-def _runs(loaded: LoadedModel, protocol: Protocol) -> int:
-    """Warm up, and see how many runs make a round."""
+def _plan(loaded: LoadedModel, protocol: Protocol) -> tuple[int, int]:
+    """Warm up, and see how many rounds of how many runs to make."""
     once = float(np.median(loaded.time_ms(protocol.min_runs)))
     loaded.time_ms(math.ceil(protocol.warmup_ms / once))
-    return max(protocol.min_runs, math.ceil(protocol.round_ms / once))
+    runs = max(protocol.min_runs, math.ceil(protocol.round_ms / once))
+    affordable = math.ceil(protocol.timed_ms / (runs * once))
+    return min(protocol.rounds, max(protocol.fewest_rounds, affordable)), runs
 
 
 def _low(rounds: np.ndarray, protocol: Protocol) -> float:
@@ -83,14 +113,16 @@ def _low(rounds: np.ndarray, protocol: Protocol) -> float:
 
 def _is_stable(rounds: np.ndarray, protocol: Protocol) -> bool:
     """Judged on the quieter half: a burst during some rounds does no harm as long as enough rounds agree."""
-    quiet = np.sort(rounds)[: max(protocol.rounds // 2, len(rounds) // 2) + 1]
+    quiet = np.sort(rounds)[: max(protocol.fewest_rounds, len(rounds) // 2) + 1]
     return bool(quiet[-1] <= (1 + protocol.max_spread) * _low(rounds, protocol))
 
 
-def _verdict(kernels: pd.DataFrame, rounds: np.ndarray, protocol: Protocol, conditions: Conditions) -> Measurement:
+def _verdict(
+    kernels: pd.DataFrame, rounds: np.ndarray, protocol: Protocol, conditions: Conditions, reference_ms: float
+) -> Measurement:
     latency_ms = _low(rounds, protocol)
     scaled = kernels.assign(ms=kernels["ms"] * (latency_ms / kernels["ms"].sum()))
-    return Measurement(latency_ms, scaled, rounds, _is_stable(rounds, protocol), conditions)
+    return Measurement(latency_ms, scaled, rounds, _is_stable(rounds, protocol), conditions, reference_ms)
 
 
 def _profiled(loaded: LoadedModel, model: bytes, protocol: Protocol) -> pd.DataFrame:
@@ -104,9 +136,11 @@ def _profiled(loaded: LoadedModel, model: bytes, protocol: Protocol) -> pd.DataF
 def _attributed(placed: Sequence[PlacedKernel], events: Sequence[tuple[str | None, float]]) -> np.ndarray:
     """Sum profiler events into kernels by name.
 
-    A nameless event (a layout conversion) belongs to the kernel that asked for it and runs next. A name the model
-    does not have comes from an operation the runtime expanded (HardSwish, say): it belongs to the kernel just run.
+    A nameless event converts the layout of what the next kernel reads. It belongs to the kernel that produced that: its
+    own channels decide how it left it, and its output's channels how it is wanted. A name the model does not have comes
+    from an operation the runtime expanded (HardSwish, say): it belongs to the kernel just run.
     """
+    producer = {one.output: index for index, one in enumerate(placed)}
     owner = {name: index for index, one in enumerate(placed) for name in one.names}
     milliseconds = np.zeros(len(placed))
     waiting = 0.0
@@ -117,7 +151,8 @@ def _attributed(placed: Sequence[PlacedKernel], events: Sequence[tuple[str | Non
             continue
         last = owner.get(name, last)
         if last is not None:
-            milliseconds[last] += ms + waiting
+            milliseconds[last] += ms
+            milliseconds[producer.get(placed[last].input, last)] += waiting
             waiting = 0.0
     if last is None:
         raise MeasurementError("the device's profiler reported no kernel of this model.")

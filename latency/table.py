@@ -28,8 +28,8 @@ from latency.kernels import KERNEL_FIELDS
 from latency.measurement import Measurement
 from latency.network import Network
 
-SCHEMA_VERSION = 1
-"""2026-11-24: version 1, one row a structure."""
+SCHEMA_VERSION = 2
+"""2026-11-24: version 1, one row a structure; version 2 adds `reference_ms`."""
 
 _KERNEL = pa.struct(
     [("type", pa.string()), *[(name, pa.int32()) for name in KERNEL_FIELDS if name != "type"], ("ms", pa.float64())]
@@ -42,6 +42,7 @@ _SCHEMA = pa.schema(
         ("widths", pa.list_(pa.int32())),
         ("latency_ms", pa.float64()),
         ("rounds_ms", pa.list_(pa.float64())),
+        ("reference_ms", pa.float64()),  # of the network's reference structure in the same rounds
         ("stable", pa.bool_()),
         ("load", pa.float32()),
         ("steal", pa.float32()),
@@ -182,7 +183,9 @@ def _read_part(file: Path) -> tuple[Fingerprint, pa.Table]:
         raise TableError(f"'{file}' is a Parquet file, but not a Milliprune latency table.")
     version = int(metadata[b"milliprune_schema"])
     if version > SCHEMA_VERSION:
-        raise TableError(f"'{file}' has schema version {version}, this Milliprune reads up to {SCHEMA_VERSION}; upgrade it.")
+        raise TableError(f"'{file}' has schema version {version}, this Milliprune reads {SCHEMA_VERSION}; upgrade it.")
+    if version < SCHEMA_VERSION:
+        raise TableError(f"'{file}' has the older schema version {version}; remove it and build the table again.")
     try:
         rows = handle.read().replace_schema_metadata(None).cast(_SCHEMA)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -204,6 +207,7 @@ def _record(network: Network, widths: Iterable[int], measured: Measurement) -> d
         "widths": [int(width) for width in widths],
         "latency_ms": measured.latency_ms,
         "rounds_ms": measured.rounds_ms.tolist(),
+        "reference_ms": measured.reference_ms,
         "stable": measured.stable,
         "load": measured.conditions.load,
         "steal": measured.conditions.steal,

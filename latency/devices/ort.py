@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latency.errors import DeviceUnavailable, MeasurementError
-from latency.fingerprint import Fingerprint, processor
+from latency.fingerprint import Fingerprint, preemptions, processor
 from latency.measurement import Measurement
 from latency.protocol import measure
 
@@ -22,6 +22,7 @@ try:
 except ImportError as error:
     raise DeviceUnavailable("device 'ort' needs ONNX Runtime; install it with: pip install onnxruntime") from error
 
+PATIENCE = 4
 PROVIDER = "CPUExecutionProvider"
 
 
@@ -96,13 +97,15 @@ class OrtModel:
         return [(_name(event, operations[event]), float(np.mean(_quiet(ms[2:])))) for event, ms in durations.items()]
 
     def time_ms(self, runs: int) -> np.ndarray:
-        run, binding = self._session.run_with_iobinding, self._binding
-        stamps = np.empty(runs + 1)
-        stamps[0] = time.perf_counter()
-        for index in range(1, runs + 1):
-            run(binding)
-            stamps[index] = time.perf_counter()
-        return np.diff(stamps) * 1000
+        """Runs during which another process took the core are repeated, each up to `PATIENCE` times."""
+        quiet: list[float] = []
+        disturbed: list[float] = []
+        while len(quiet) < runs and len(quiet) + len(disturbed) < PATIENCE * runs:
+            preempted, begun = preemptions(), time.perf_counter()
+            self._session.run_with_iobinding(self._binding)
+            elapsed = (time.perf_counter() - begun) * 1000
+            (quiet if preemptions() == preempted else disturbed).append(elapsed)
+        return np.array((quiet + sorted(disturbed))[:runs])
 
     def close(self) -> None:
         self._session = self._binding = None
