@@ -13,7 +13,7 @@ from latency.protocol import Protocol, load_reference, measure
 from latency.table import LatencyTable
 
 BLOCK = 8
-"""Structures timed in turn, round by round: what a burst of noise hits, it hits evenly."""
+"""Structures measured in one session: the disturbed ones of them are visited again, then all are written."""
 
 REFERENCE_SCALE = 0.5
 """The structure of this uniform scale is timed along with every block: it shows how fast the machine was meanwhile."""

@@ -1,9 +1,10 @@
 """From kernel times to end-to-end time.
 
 Profiled kernel times are shares; what counts is the unprofiled time of whole networks. Each kernel type gets a
-non-negative factor, the network a constant, and the sum a monotone link that takes up what no sum can express (a small
-network whose weights stay in the cache runs faster than the sum of its parts). The score before the link is a plain sum
-over kernels, so budgets in ms translate exactly into budgets on a sum.
+non-negative factor on its profiled time, each family non-negative prices for its physical terms (which carry the fit
+where networks are so short that profiles say little), the network a constant, and the sum a monotone link that takes up
+what no sum can express: a small network whose weights stay in the cache runs faster than the sum of its parts. The score
+before the link is a plain sum over kernels, so budgets in ms translate exactly into budgets on a sum.
 """
 
 from __future__ import annotations
@@ -15,15 +16,37 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
+from latency.kernels import family_of
+
 KNOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
 """Quantiles of the scores between which the link is linear: closer together among the small networks."""
 
+ROUNDS = 8
+"""Times the sum and the link are fitted in turn: what the link takes up need not bend the sum."""
+
 SMOOTHNESS = 0.005
 LEAST_SLOPE = 0.2
-BAND = (0.05, 0.95)
-"""Quantiles between which a prediction's band is drawn: nominal coverage 90 %."""
 
-FOLDS = 10
+
+@dataclass(frozen=True)
+class KernelRows:
+    """The kernels of S structures, N rows in all.
+
+    Attributes:
+        types: str[N]. ms: float64[N], of the regression, not fitted to these very rows.
+        terms: float64[N, 5], see `regression.physical_terms`. structure: int[N] in 0 … S-1.
+    """
+
+    types: np.ndarray
+    ms: np.ndarray
+    terms: np.ndarray
+    structure: np.ndarray
+
+    def of(self, chosen: np.ndarray) -> KernelRows:
+        """Those of the structures in the mask `chosen` bool[S], numbered anew."""
+        rows = chosen[self.structure]
+        position = np.cumsum(chosen) - 1
+        return KernelRows(self.types[rows], self.ms[rows], self.terms[rows], position[self.structure[rows]])
 
 
 @dataclass(frozen=True)
@@ -62,53 +85,59 @@ def _interpolated(values: Any, x: np.ndarray, y: np.ndarray) -> Any:
 
 @dataclass(frozen=True)
 class Calibration:
-    """score = constant + Σ factor[type] × kernel ms; latency = link(score), within `band` (ratios) nine times in ten."""
+    """latency = link(score); score = constant + Σ over kernels of (factor[type] × ms + prices[family] · terms)."""
 
     constant: float
     factors: Mapping[str, float]
+    prices: Mapping[str, np.ndarray]
+    typical: float  # cost of a kernel over its profiled ms, all in all
     link: MonotoneLink
-    band: tuple[float, float]
 
     @classmethod
-    def fit(cls, types: np.ndarray, kernel_ms: np.ndarray, structure: np.ndarray, latency_ms: np.ndarray) -> Calibration:
-        """Least relative error over S structures.
+    def fit(cls, rows: KernelRows, latency_ms: np.ndarray) -> Calibration:
+        """Least relative error over the S structures that took `latency_ms` float64[S] end to end."""
+        types, families = np.unique(rows.types), np.unique([family_of(one) for one in rows.types])
+        family = np.array([family_of(one) for one in rows.types])
+        columns = [np.full((len(latency_ms), 1), latency_ms.min())]
+        columns += [_summed(rows, (rows.types == one) * rows.ms) for one in types]
+        columns += [_summed(rows, (family == one)[:, None] * rows.terms) for one in families]
+        design = np.hstack(columns)
+        scale = design.mean(axis=0) + 1e-300
+        scores = latency_ms
+        for _ in range(ROUNDS):
+            weights = nnls(design / scale / latency_ms[:, None], scores / latency_ms)[0] / scale
+            link = MonotoneLink.fit(np.maximum(design @ weights, 1e-6), latency_ms)
+            scores = link.to_score(latency_ms)
+        factors = dict(zip(types.tolist(), weights[1 : 1 + len(types)].tolist(), strict=True))
+        prices = dict(zip(families.tolist(), weights[1 + len(types) :].reshape(len(families), -1), strict=True))
+        constant = float(weights[0] * latency_ms.min())
+        typical = float((design[:, 1:] @ weights[1:]).sum() / rows.ms.sum())
+        return cls(constant, factors, prices, typical, link)
 
-        Args:
-            types: str[N], kernel_ms: float64[N] (not fitted to these very rows), structure: int[N] in 0 … S-1.
-            latency_ms: float64[S], end to end.
-        """
-        names = np.unique(types)
-        sums = [np.bincount(structure[m], kernel_ms[m], minlength=len(latency_ms)) for m in (types == n for n in names)]
-        design = np.stack([np.full(len(latency_ms), latency_ms.min()), *sums], axis=1)
-        weights, link = _fitted(design, latency_ms)
-        ratios = _held_out_ratios(design, latency_ms)
-        spare = 1 + 1 / len(ratios)  # finite-sample correction of conformal prediction
-        low, high = np.quantile(ratios, [max(0.0, 1 - (1 - BAND[0]) * spare), min(1.0, BAND[1] * spare)])
-        factors = dict(zip(map(str, names), map(float, weights[1:]), strict=True))
-        return cls(float(weights[0] * latency_ms.min()), factors, link, (float(low), float(high)))
+    def cost(self, kernel_type: str, ms: np.ndarray, terms: np.ndarray) -> np.ndarray:
+        """float64[N]: what N kernels of one type add to the score. A type without rows here costs what its family does."""
+        prices = self.prices.get(family_of(kernel_type))
+        if prices is None:
+            return self.typical * ms
+        factor = self.factors.get(kernel_type)
+        if factor is None:
+            relatives = [value for one, value in self.factors.items() if family_of(one) == family_of(kernel_type)]
+            factor = float(np.mean(relatives))
+        result: np.ndarray = factor * ms + terms @ prices
+        return result
 
-    def factor(self, kernel_type: str) -> float:
-        """Its own, or for a type without rows here the mean of all."""
-        return self.factors.get(kernel_type, float(np.mean(list(self.factors.values()))))
-
-
-def _fitted(design: np.ndarray, latency_ms: np.ndarray) -> tuple[np.ndarray, MonotoneLink]:
-    """Weights of the columns of `design` [S, F], and the link over their sum."""
-    weights = nnls(design / latency_ms[:, None], np.ones(len(latency_ms)))[0]
-    return weights, MonotoneLink.fit(_scores(design, weights), latency_ms)
+    def costs(self, rows: KernelRows) -> np.ndarray:
+        """float64[N]: `cost` of every row."""
+        result = np.zeros(len(rows.ms))
+        for one in np.unique(rows.types):
+            mask = rows.types == one
+            result[mask] = self.cost(str(one), rows.ms[mask], rows.terms[mask])
+        return result
 
 
-def _scores(design: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return np.maximum(design @ weights, 1e-6)
-
-
-def _held_out_ratios(design: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
-    """float64[S]: measured over predicted, each predicted by a fit that has not seen it."""
-    fold = np.arange(len(latency_ms)) % min(FOLDS, len(latency_ms))
-    ratios = np.ones(len(latency_ms))
-    for held in (fold == number for number in range(fold.max() + 1)):
-        if held.all():
-            continue  # a single structure: nothing to hold it against
-        weights, link = _fitted(design[~held], latency_ms[~held])
-        ratios[held] = latency_ms[held] / link.to_ms(_scores(design[held], weights))
-    return ratios
+def _summed(rows: KernelRows, values: np.ndarray) -> np.ndarray:
+    """float64[S, F]: sums of values [N] or [N, F] over each structure's rows."""
+    values = values.reshape(len(rows.ms), -1)
+    result = np.zeros((rows.structure.max() + 1, values.shape[1]))
+    np.add.at(result, rows.structure, values)
+    return result

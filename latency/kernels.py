@@ -24,7 +24,7 @@ PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 class Kernel:
     """One fused operation. `type` says what it does, the rest on what; sizes are those of the device's real call."""
 
-    type: str  # "conv3x3s2+relu", "depthwise5x5s1+hardswish", "gemm", "maxpool3x3s2", "mul", …
+    type: str  # "conv3x3s2+relu", "depthwise5x5s1+hardswish", "gemm", "groupconv3x3s1g16", "maxpool3x3s2", …
     batch: int
     cin: int
     cout: int
@@ -34,14 +34,14 @@ class Kernel:
     out_width: int
 
     @property
-    def family(self) -> str:
-        """`type` without its epilogue: "conv3x3s2"."""
-        return self.type.partition("+")[0]
-
-    @property
     def label(self) -> str:
         """One readable line: conv3x3s2+relu 32→64 @112×112."""
         return f"{self.type} {self.cin}→{self.cout} @{self.height}×{self.width}"
+
+
+def family_of(kernel_type: str) -> str:
+    """A type without its epilogue: "conv3x3s2"."""
+    return kernel_type.partition("+")[0]
 
 
 KERNEL_FIELDS = tuple(field.name for field in fields(Kernel))
@@ -185,13 +185,15 @@ def _place(group: list[onnx.NodeProto], shapes: _Shapes) -> PlacedKernel:
     source = next((name for name in head.input if name not in shapes.initializers), head.input[0])
     batch, cin, height, width = shapes.sizes(source)
     _, cout, out_height, out_width = shapes.sizes(tail.output[0])
+    if head.op_type == "Concat":
+        cin = cout  # it reads all of its inputs
     groups = int(_attributes(head).get("group", 1))
     kind = head.op_type.lower()
     if groups > 1:
         kind = "depthwise" if groups == cin == cout else "groupconv"
-    epilogue = "+".join(_epilogue(group[1:]))
+    window = _window(head, shapes) + (f"g{cin // groups}" if kind == "groupconv" else "")
     kernel = Kernel(
-        f"{kind}{_window(head, shapes)}{'+' if epilogue else ''}{epilogue}",
+        "+".join([kind + window, *_epilogue(group[1:])]),
         batch, cin, cout, height, width, out_height, out_width,
     )  # fmt: skip
     names = {node.name for node in group} | {name for node in group for name in node.output}

@@ -22,7 +22,7 @@ class Measurement:
         rounds_ms: float64[R], the median of every round measured.
         stable: whether the rounds agree; unstable ones have been repeated up to the protocol's limit.
         conditions: of the machine meanwhile.
-        reference_ms: of the reference model timed in the same rounds; NaN without one.
+        reference_ms: of the reference model timed along; NaN without one.
     """
 
     latency_ms: float

@@ -91,6 +91,11 @@ class Network:
         return tuple(gene.max_width for gene in self.genes)
 
     @cached_property
+    def min_widths(self) -> tuple[int, ...]:
+        """Every gene's smallest choice."""
+        return tuple(gene.choices[0] for gene in self.genes)
+
+    @cached_property
     def signature(self) -> str:
         """Twelve hex digits that differ whenever layers, genes or input differ, whatever the name."""
         facts = repr((self.input_shape, self.layers, [(gene.name, gene.max_width) for gene in self.genes]))

@@ -7,13 +7,23 @@ millions of structures a second, exact minima and feasible-by-construction sampl
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from latency.axis import AnyAxis
+
+MERGED_ENTRIES = 2**15
+"""Entries of a merged table: 256 KiB, which the second-level cache holds."""
+
+BLOCK = 4096
+"""Structures costed at a time: their indices stay in the cache."""
+
+LINEAR_POINTS = 8
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,31 @@ class Term:
 def split_terms(axes: Sequence[AnyAxis], cost: Callable[..., Any]) -> list[Term]:
     """Terms for a cost that is proportional to each length: one for each combination of the axes' parts."""
     return [Term(parts, cost) for parts in itertools.product(*(axis.parts for axis in axes))]
+
+
+def linear_terms(inputs: AnyAxis, outputs: AnyAxis, cost: Callable[..., Any], smallest: np.ndarray) -> list[Term]:
+    """Terms for a cost whose axes depend on more than two genes: what reads a concatenation.
+
+    For each output length, the cost is replaced by its least-squares line over all input lengths from `smallest`
+    (int64[L]) to full width; a line in a sum of widths is a sum over their genes.
+    """
+    lengths = np.linspace(inputs.length(smallest), inputs.size, LINEAR_POINTS).round().astype(np.int64)
+    same = len(outputs.parts) > 1  # an elementwise or grouped operation: outputs follow inputs
+
+    def line(n: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Intercept and slope, for output lengths `n`."""
+        at = lengths * outputs.size // inputs.size if same else np.ravel(n)[:, None]
+        values = np.broadcast_to(cost(lengths, at), (np.size(n), LINEAR_POINTS))
+        slope, intercept = np.polyfit(lengths, values.T, 1)
+        return intercept.reshape(np.shape(n)), slope.reshape(np.shape(n))
+
+    if same:
+        intercept, slope = line(0)
+        return [Term((), lambda: intercept), *(Term((part,), lambda n: slope * n) for part in inputs.parts)]
+    return [
+        Term((outputs,), lambda n: line(n)[0]),
+        *(Term((part, outputs), lambda m, n: m * line(n)[1]) for part in inputs.parts),
+    ]
 
 
 @dataclass(frozen=True)
@@ -73,11 +108,56 @@ class PairwiseCost:
         return np.stack(columns, axis=1) if columns else np.zeros((len(indices), 0), dtype=np.int64)
 
     def at(self, indices: np.ndarray) -> np.ndarray:
-        """Costs float64[P] of structures given as choice indices [P, L]."""
-        total = np.full(len(indices), self.constant)
-        for genes, table in self.tables.items():
-            total += table[tuple(indices[:, gene] for gene in genes)]
+        """Costs float64[P] of structures given as choice indices int64[P, L]."""
+        blocks = [self._at([part[:, gene] for gene in range(part.shape[1])], len(part)) for part in _blocks(indices)]
+        return np.concatenate(blocks) if blocks else np.zeros(0)
+
+    def at_widths(self, widths: np.ndarray) -> np.ndarray | None:
+        """Costs float64[P] of structures int64[P, L]; None where a width is none of its gene's choices."""
+        blocks = []
+        for part in _blocks(widths):
+            indices = [index.take(part[:, gene]) for gene, index in enumerate(self._index_of_width)]
+            if any(index.min() < 0 for index in indices):
+                return None
+            blocks.append(self._at(indices, len(part)))
+        return np.concatenate(blocks) if blocks else np.zeros(0)
+
+    def _at(self, indices: Sequence[np.ndarray], count: int) -> np.ndarray:
+        """Costs of `count` structures, given one index array for each gene."""
+        total = np.full(count, self.constant)
+        for genes, table in self._merged:
+            flat = indices[genes[0]]
+            for gene in genes[1:]:
+                flat = flat * len(self.choices[gene]) + indices[gene]
+            total += table.take(flat)
         return total
+
+    @cached_property
+    def _index_of_width(self) -> list[np.ndarray]:
+        """For each gene, choice index by width; -1 where a width is no choice."""
+        result = []
+        for grid in self.choices:
+            index = np.full(grid[-1] + 1, -1, dtype=np.int64)
+            index[grid] = np.arange(len(grid))
+            result.append(index)
+        return result
+
+    @cached_property
+    def _merged(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        """The tables, flattened; those that share a gene are merged as long as the sum stays in cache: fewer look-ups."""
+        merged = dict(self.tables)
+
+        def size(genes: tuple[int, ...]) -> int:
+            return math.prod(len(self.choices[gene]) for gene in genes)
+
+        while True:
+            unions = {(a, b): tuple(sorted({*a, *b})) for a, b in itertools.combinations(merged, 2) if not set(a).isdisjoint(b)}
+            small = {pair: genes for pair, genes in unions.items() if size(genes) <= MERGED_ENTRIES}
+            if not small:
+                return [(genes, table.ravel()) for genes, table in merged.items()]
+            (a, b), genes = min(small.items(), key=lambda item: size(item[1]))
+            total = _aligned(merged.pop(a), a, genes) + _aligned(merged.pop(b), b, genes)
+            merged[genes] = merged.get(genes, 0.0) + total
 
     def scaled(self, factor: float) -> PairwiseCost:
         """The same cost times `factor`."""
@@ -128,6 +208,10 @@ class PairwiseCost:
             else:
                 total += table[indices[:, genes[0]]]
         return total
+
+
+def _blocks(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
 
 
 def _grid(genes: tuple[int, ...], grids: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 import onnx
 import pandas as pd
 
-from latency.calibration import Calibration
+from latency.calibration import KernelRows, MonotoneLink
+from latency.correction import Places
 from latency.errors import DeviceUnavailable, PredictionError, TableError
-from latency.kernels import Kernel, PlacedKernel, find_kernels
+from latency.kernels import Kernel, family_of, find_kernels
+from latency.model import LatencyModel
 from latency.network import Network
-from latency.pairwise import PairwiseCost, Term
-from latency.regression import SHAPE_FIELDS, KernelRegressor
+from latency.pairwise import PairwiseCost, Term, linear_terms
+from latency.regression import SHAPE_FIELDS, Columns, KernelRegressor, physical_terms, terms_of
 from latency.table import LatencyTable, find_table
 from latency.template import SIGNATURE_KEY
 
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 OWN_STRUCTURES = 20
-"""A network with this many structures in the table is calibrated on its own rows, others on all rows."""
+"""A network with this many structures in the table has a model of its own, others share one."""
+
+SHARED_STRUCTURES = 60
+"""Structures of each network that the shared model is fitted to."""
 
 DIRECT_ROWS = 200_000
 """Kernels regressed in one go when widths lie off the genes' choices."""
@@ -33,7 +39,10 @@ DIRECT_ROWS = 200_000
 
 @dataclass(frozen=True)
 class Prediction:
-    """Milliseconds per batch. `kernels` has a row for each kernel: kernel, ms, source ("measured" | "regressed")."""
+    """Milliseconds per batch. `kernels` has a row for each kernel: kernel, ms, source.
+
+    `source` is "measured" (this very kernel), "regressed" (others of its operation), or "guessed" (nothing like it).
+    """
 
     latency_ms: float
     low_ms: float
@@ -49,12 +58,7 @@ class LatencyCost:
     """Latency of a network's structures: `link.to_ms(score)`, where the score is a sum over gene pairs."""
 
     score: PairwiseCost
-    calibration: Calibration
-
-    def latency_ms(self, indices: np.ndarray) -> np.ndarray:
-        """float64[P] of structures given as choice indices int64[P, L]."""
-        result: np.ndarray = self.calibration.link.to_ms(self.score.at(indices))
-        return result
+    link: MonotoneLink
 
 
 class LatencyPredictor:
@@ -67,107 +71,218 @@ class LatencyPredictor:
         if not stable.any():
             raise PredictionError(f"the table at '{table.path}' holds no stable measurement; build it on a quieter machine.")
         self.table = table
-        kernels = table.kernels[stable[table.kernels["structure"]]].reset_index(drop=True)
-        self._regressor, self._unseen_ms = KernelRegressor.fit(kernels)
-        self._types = kernels["type"].to_numpy(dtype=str)
-        self._structure = kernels["structure"].to_numpy()
-        self._stable = stable
-        self._calibrations: dict[str, Calibration] = {}
+        self._structures = table.structures[stable]
+        self._kernels = table.kernels[stable[table.kernels["structure"]]].reset_index(drop=True)
+        self._regressor = KernelRegressor(self._kernels)
+        position = np.cumsum(stable) - 1
+        self._rows = KernelRows(
+            self._kernels["type"].to_numpy(dtype=str),
+            self._regressor.unseen_ms,
+            terms_of(self._kernels),
+            position[self._kernels["structure"].to_numpy()],
+        )
+        self._models: dict[str, LatencyModel] = {}
         self._costs: dict[tuple[str, int], LatencyCost] = {}
 
     def predict(
-        self, model: str | os.PathLike[str] | bytes | nn.Module, input_shape: Sequence[int] | None = None
+        self,
+        model: str | os.PathLike[str] | bytes | nn.Module,
+        input_shape: Sequence[int] | None = None,
+        *,
+        on_missing: str = "raise",
     ) -> Prediction:
         """Predict one model.
 
         Args:
-            model: an ONNX file's path or its bytes, or an nn.Module together with `input_shape` [N, C, H, W].
+            model: an ONNX file's path or its bytes (opset 13 or newer, static shapes), or an nn.Module together with
+                `input_shape` [N, C, H, W].
+            on_missing: what to do about operations that nothing in the table is like: "raise", or "warn" and guess them
+                from all others by multiply-adds and bytes; the band says how little that is worth.
 
         Raises:
-            PredictionError: not a readable model, or a kernel that nothing in the table covers.
+            PredictionError: not a readable model, or an operation that nothing in the table covers.
         """
+        if on_missing not in ("raise", "warn"):
+            raise PredictionError(f"on_missing='{on_missing}' given; expected 'raise' or 'warn'.")
         if isinstance(model, bytes | str | os.PathLike):
             proto = _load_onnx(model)
             signature = next((entry.value for entry in proto.metadata_props if entry.key == SIGNATURE_KEY), "")
-            return self._predict(find_kernels(proto), signature)
+            return self._predict([one.kernel for one in find_kernels(proto)], signature, on_missing)
         if input_shape is None:
             raise PredictionError("a module was given without input_shape; pass input_shape=(1, 3, 224, 224), for example.")
         from latency.trace import trace
 
         network = trace(model, input_shape)
-        return self._predict(network.template.kernels, network.signature)
+        return self._predict([one.kernel for one in network.template.kernels], network.signature, on_missing)
 
     def predict_widths(self, network: Network, widths: Any) -> np.ndarray:
         """float64[P] milliseconds of structures int[P, L] (or [L]: one structure, P = 1)."""
         array = np.atleast_2d(network.check_widths(widths))
         cost = self.latency_cost(network)
-        if all(np.isin(array[:, gene], grid).all() for gene, grid in enumerate(cost.score.choices)):
-            return cost.latency_ms(cost.score.indices(array))
-        step = max(1, DIRECT_ROWS // len(network.template.kernels))
-        return np.concatenate([self._direct(network, array[i : i + step]) for i in range(0, len(array), step)])
+        scores = cost.score.at_widths(array)
+        if scores is None:  # widths off the genes' choices
+            step = max(1, DIRECT_ROWS // len(network.template.kernels))
+            parts = [array[start : start + step] for start in range(0, len(array), step)]
+            scores = np.concatenate([self._summed(network, part).scores for part in parts])
+        result: np.ndarray = cost.link.to_ms(scores)
+        return result
+
+    def predict_band(self, network: Network, widths: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high), float64[P] each: where nine in ten measurements of structures int[P, L] are to be expected."""
+        array = np.atleast_2d(network.check_widths(widths))
+        return self._band(self._summed(network, array))
+
+    def deviation(self, network: Network, widths: Any) -> np.ndarray:
+        """float64[P]: relative standard deviation that a measurement of structures int[P, L] is expected to have."""
+        return self._deviation(self._summed(network, np.atleast_2d(network.check_widths(widths))))
 
     def latency_cost(self, network: Network) -> LatencyCost:
         """The per-gene-pair tables of `network` over its genes' choices; made once."""
         key = (network.signature, network.align)
         if key not in self._costs:
-            calibration = self._calibration(network.signature)
-            score = network.pairwise(self._terms(network, calibration))
-            self._costs[key] = LatencyCost(
-                PairwiseCost(score.choices, score.constant + calibration.constant, score.tables), calibration
-            )
+            model = self._model(network.signature)
+            terms = [term for place in range(len(network.template.kernels)) for term in self._terms(network, model, place)]
+            score = network.pairwise(terms)
+            constant = score.constant + model.calibration.constant
+            self._costs[key] = LatencyCost(PairwiseCost(score.choices, constant, score.tables), model.calibration.link)
         return self._costs[key]
 
-    def _terms(self, network: Network, calibration: Calibration) -> list[Term]:
-        def cost(kernel: Kernel) -> Any:
-            return lambda cin, cout: calibration.factor(kernel.type) * self._kernel_ms(kernel, cin, cout)[0]
+    def _terms(self, network: Network, model: LatencyModel, place: int) -> list[Term]:
+        kernel, axes = network.template.kernels[place].kernel, network.template.kernel_axes[place]
 
-        placed = network.template.kernels
-        return [Term(axes, cost(one.kernel)) for one, axes in zip(placed, network.template.kernel_axes, strict=True)]
+        def cost(cin: Any, cout: Any) -> np.ndarray:
+            cin, cout = np.broadcast_arrays(cin, cout)
+            summed = self._sum(model, [kernel], cin.reshape(-1, 1), cout.reshape(-1, 1), [place])
+            return summed.costs.reshape(cin.shape)
 
-    def _direct(self, network: Network, widths: np.ndarray) -> np.ndarray:
-        calibration = self._calibration(network.signature)
-        terms = self._terms(network, calibration)
-        scores = sum(term.cost(*(axis.length(widths) for axis in term.axes)) for term in terms)
-        result: np.ndarray = calibration.link.to_ms(np.broadcast_to(calibration.constant + scores, (len(widths),)))
-        return result
+        term = Term(axes, cost)
+        return [term] if len(term.genes) <= 2 else linear_terms(*axes, cost, np.array(network.min_widths))
 
-    def _predict(self, placed: Sequence[PlacedKernel], signature: str) -> Prediction:
-        calibration = self._calibration(signature)
-        values = [self._kernel_ms(one.kernel, one.kernel.cin, one.kernel.cout) for one in placed]
-        parts = np.array([float(ms) * calibration.factor(one.kernel.type) for (ms, _), one in zip(values, placed, strict=True)])
-        latency_ms = float(calibration.link.to_ms(calibration.constant + parts.sum()))
-        low, high = (latency_ms * ratio for ratio in calibration.band)
+    def _predict(self, kernels: Sequence[Kernel], signature: str, on_missing: str) -> Prediction:
+        self._require_known(kernels, on_missing)
+        cin, cout = (np.array([[getattr(kernel, name) for kernel in kernels]]) for name in ("cin", "cout"))
+        summed = self._sum(self._model(signature), kernels, cin, cout)
+        low, high = self._band(summed)
         frame = pd.DataFrame(
             {
-                "kernel": [one.kernel.label for one in placed],
-                "ms": parts * (latency_ms / parts.sum()),
-                "source": ["measured" if bool(measured) else "regressed" for _, measured in values],
+                "kernel": [kernel.label for kernel in kernels],
+                "ms": summed.costs[0] * (summed.latency_ms[0] / summed.costs[0].sum()),
+                "source": [self._regressor.source(kernel) for kernel in kernels],
             }
         )
-        return Prediction(latency_ms, min(low, latency_ms), max(high, latency_ms), frame)
+        return Prediction(float(summed.latency_ms[0]), float(low[0]), float(high[0]), frame)
 
-    def _kernel_ms(self, kernel: Kernel, cin: Any, cout: Any) -> tuple[Any, Any]:
-        """(ms, measured) of `kernel` with other channel counts, broadcast against each other."""
-        cin, cout = np.broadcast_arrays(cin, cout)
-        columns = {name: np.full(cin.size, getattr(kernel, name)) for name in SHAPE_FIELDS}
-        columns |= {"cin": cin.ravel(), "cout": cout.ravel()}
-        ms, measured = self._regressor.predict(kernel.type, columns)
-        return ms.reshape(cin.shape), measured.reshape(cin.shape)
-
-    def _calibration(self, signature: str) -> Calibration:
-        """Fitted on the network's own structures when there are enough of them, else on all."""
-        own = self._stable & (self.table.structures["signature"] == signature).to_numpy()
-        chosen, key = (own, signature) if own.sum() >= OWN_STRUCTURES else (self._stable, "")
-        if key not in self._calibrations:
-            rows = chosen[self._structure]
-            position = np.cumsum(chosen) - 1
-            self._calibrations[key] = Calibration.fit(
-                self._types[rows],
-                self._unseen_ms[rows],
-                position[self._structure[rows]],
-                self.table.structures["latency_ms"].to_numpy()[chosen],
+    def _require_known(self, kernels: Sequence[Kernel], on_missing: str) -> None:
+        unknown = sorted({kernel.type for kernel in kernels if not self._regressor.covers(kernel.type)})
+        if not unknown:
+            return
+        text = (
+            f"no kernel of type {', '.join(unknown)} has been measured on this device "
+            f"(there are: {', '.join(self._regressor.types)})"
+        )
+        if on_missing == "raise":
+            raise PredictionError(
+                f"{text}; build the table with a network that contains one: python tools/build_lut.py --network NAME, "
+                "or pass on_missing='warn' for a guess."
             )
-        return self._calibrations[key]
+        warnings.warn(f"{text}; guessed.", stacklevel=4)
+
+    def _summed(self, network: Network, widths: np.ndarray) -> _Summed:
+        kernels = [one.kernel for one in network.template.kernels]
+        lengths = [[axis.length(widths) for axis in pair] for pair in network.template.kernel_axes]
+        cin, cout = (np.stack([np.broadcast_to(one[side], len(widths)) for one in lengths], axis=1) for side in (0, 1))
+        return self._sum(self._model(network.signature), kernels, cin, cout)
+
+    def _sum(
+        self,
+        model: LatencyModel,
+        kernels: Sequence[Kernel],
+        cin: np.ndarray,
+        cout: np.ndarray,
+        places: Sequence[int] | None = None,
+    ) -> _Summed:
+        """P structures of K kernels each, with channels int[P, K]; `places` are the kernels' in their network."""
+        base = np.zeros(cin.shape)
+        for kernel_type in {kernel.type for kernel in kernels}:
+            mine = [index for index, kernel in enumerate(kernels) if kernel.type == kernel_type]
+            columns = _stacked([kernels[index] for index in mine], cin[:, mine], cout[:, mine])
+            ms = self._regressor.predict(kernel_type, columns)
+            terms = physical_terms(family_of(kernel_type), columns)
+            base[:, mine] = model.calibration.cost(kernel_type, ms, terms).reshape(len(cin), -1)
+        return _Summed(model, kernels, cin, cout, base, model.corrected(base, cin, cout, places))
+
+    def _deviation(self, summed: _Summed) -> np.ndarray:
+        model = summed.model
+        if model.correction is not None:
+            return model.correction.deviation(summed.places, summed.latency_ms)
+        return np.sqrt(model.spread**2 + self._kernel_variance(summed))
+
+    def _kernel_variance(self, summed: _Summed) -> np.ndarray:
+        """float64[P]: relative variance from not knowing the kernels. Those of one operation are wrong together."""
+        families: dict[str, np.ndarray] = {}
+        for index, kernel in enumerate(summed.kernels):
+            columns = _stacked([kernel], summed.cin[:, [index]], summed.cout[:, [index]])
+            deviation = self._regressor.deviation(kernel.type, columns) * summed.places.shares[:, index]
+            families[family_of(kernel.type)] = families.get(family_of(kernel.type), 0.0) + deviation
+        result: np.ndarray = np.sum([deviation**2 for deviation in families.values()], axis=0)
+        return result
+
+    def _band(self, summed: _Summed) -> tuple[np.ndarray, np.ndarray]:
+        low, high = summed.model.band
+        deviation = self._deviation(summed)
+        return summed.latency_ms * np.exp(low * deviation), summed.latency_ms * np.exp(high * deviation)
+
+    def _model(self, signature: str) -> LatencyModel:
+        """The network's own where there are enough of its structures in the table, else the shared one."""
+        own = (self._structures["signature"] == signature).to_numpy()
+        key = signature if own.sum() >= OWN_STRUCTURES else ""
+        if key not in self._models:
+            self._models[key] = self._own_model(own) if key else self._shared_model()
+        return self._models[key]
+
+    def _own_model(self, own: np.ndarray) -> LatencyModel:
+        mine = own[self._rows.structure]
+        cin, cout = (self._kernels[name].to_numpy()[mine].reshape(own.sum(), -1) for name in ("cin", "cout"))
+        latency_ms = self._structures["latency_ms"].to_numpy()[own]
+        return LatencyModel.of_network(self._rows.of(own), cin, cout, latency_ms)
+
+    def _shared_model(self) -> LatencyModel:
+        groups = self._structures.groupby("signature", sort=False)
+        chosen = (groups.cumcount() < SHARED_STRUCTURES).to_numpy()
+        latency_ms = self._structures["latency_ms"].to_numpy()[chosen]
+        return LatencyModel.of_others(self._rows.of(chosen), groups.ngroup().to_numpy()[chosen], latency_ms)
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """P structures of K kernels: channels int[P, K], costs float64[P, K] before and after the correction."""
+
+    model: LatencyModel
+    kernels: Sequence[Kernel]
+    cin: np.ndarray
+    cout: np.ndarray
+    base: np.ndarray
+    costs: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        return self.model.calibration.constant + self.costs.sum(axis=1)
+
+    @property
+    def latency_ms(self) -> np.ndarray:
+        result: np.ndarray = self.model.calibration.link.to_ms(self.scores)
+        return result
+
+    @property
+    def places(self) -> Places:
+        scores = self.model.calibration.constant + self.base.sum(axis=1)
+        return Places(self.base / scores[:, None], np.log(self.cin), np.log(self.cout))
+
+
+def _stacked(kernels: Sequence[Kernel], cin: np.ndarray, cout: np.ndarray) -> Columns:
+    """Shape columns of P × K kernels, all places of the first structure first."""
+    columns = {name: np.tile([getattr(kernel, name) for kernel in kernels], len(cin)) for name in SHAPE_FIELDS}
+    return columns | {"cin": cin.ravel(), "cout": cout.ravel()}
 
 
 def load_predictor(table: str | os.PathLike[str], root: str | os.PathLike[str] = "lut_data") -> LatencyPredictor:

@@ -42,7 +42,7 @@ _SCHEMA = pa.schema(
         ("widths", pa.list_(pa.int32())),
         ("latency_ms", pa.float64()),
         ("rounds_ms", pa.list_(pa.float64())),
-        ("reference_ms", pa.float64()),  # of the network's reference structure in the same rounds
+        ("reference_ms", pa.float64()),  # of the network's reference structure, timed along
         ("stable", pa.bool_()),
         ("load", pa.float32()),
         ("steal", pa.float32()),

@@ -34,13 +34,13 @@ def measured_against_predicted(
         measured += measure(device, [network.onnx(widths) for widths in block])
         progress(len(block))
     predicted = predictor.predict_widths(network, np.array(fresh))
-    low, high = predictor.latency_cost(network).calibration.band
+    low, high = predictor.predict_band(network, np.array(fresh))
     return pd.DataFrame(
         {
             "measured_ms": [one.latency_ms for one in measured],
             "predicted_ms": predicted,
-            "low_ms": predicted * low,
-            "high_ms": predicted * high,
+            "low_ms": low,
+            "high_ms": high,
             "macs": network.macs(np.array(fresh)),
             "stable": [one.stable for one in measured],
         }

@@ -227,6 +227,6 @@ def _latency_constraint(network: Network, bounds: tuple[float, float], predictor
     if predictor is None:
         raise MillipruneError("a latency budget needs a predictor; pass predictor=latency.load_predictor(...).")
     cost = predictor.latency_cost(network)
-    link = cost.calibration.link
+    link = cost.link
     low = float(link.to_score(bounds[0])) if bounds[0] > 0 else 0.0
     return Constraint("latency", cost.score, low, float(link.to_score(bounds[1])), link.to_ms)

@@ -95,7 +95,7 @@ def test_another_devices_rows_are_refused_by_name_and_both_values(table, lawful)
 @pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1])
 def test_another_schema_is_refused(table, version: int) -> None:
     (table.path / "table.parquet").write_bytes(stamped(table, milliprune_schema=str(version)))
-    with pytest.raises(latency.TableError, match="upgrade|build the table again"):
+    with pytest.raises(latency.TableError, match=r"upgrade|build the table again"):
         LatencyTable.read(table.path)
 
 

@@ -1,0 +1,117 @@
+"""The latency model of one network, or of networks never measured: what its kernels add up to, and how far off that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from latency.calibration import Calibration, KernelRows
+from latency.correction import Correction, Places
+
+BAND = (0.05, 0.95)
+"""Quantiles between which a prediction's band is drawn: nominal coverage 90 %."""
+
+FOLDS = 10
+BAND_STRUCTURES = 300
+"""Structures that are held out, a tenth at a time, to see how wide the band has to be."""
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """latency = link(score); score = constant + Σ cost × correction, over the kernels.
+
+    Attributes:
+        correction: None where the network has no structures of its own in the table.
+        spread: relative standard deviation of a prediction, where there is no correction to say it.
+        band: quantiles of the errors of held-out structures, in such standard deviations.
+    """
+
+    calibration: Calibration
+    correction: Correction | None
+    spread: float
+    band: tuple[float, float]
+
+    @classmethod
+    def of_network(cls, rows: KernelRows, cin: np.ndarray, cout: np.ndarray, latency_ms: np.ndarray) -> LatencyModel:
+        """Fitted to S structures of one network: `rows` of K kernels for each, channels int[S, K], latencies [S]."""
+        calibration = Calibration.fit(rows, latency_ms)
+        places, errors = _places(calibration, rows, cin, cout, latency_ms)
+        correction = Correction.fit(places, errors, latency_ms)
+        some = np.arange(len(latency_ms)) % max(1, len(latency_ms) // BAND_STRUCTURES) == 0
+        held_out = _standardised(correction, rows.of(some), cin[some], cout[some], latency_ms[some])
+        return cls(calibration, correction, correction.noise, _band(held_out))
+
+    @classmethod
+    def of_others(cls, rows: KernelRows, network: np.ndarray, latency_ms: np.ndarray) -> LatencyModel:
+        """For networks never measured, fitted to S structures of others; `network` int[S] says of which.
+
+        Its spread is that of networks left out whole; from one network alone nothing can be learned of others, and it
+        is taken to be twice that of left-out structures.
+        """
+        groups = network if network.max() > 0 else np.arange(len(network)) % FOLDS
+        ratios = np.zeros(len(latency_ms))
+        for held in _held(groups):
+            calibration = Calibration.fit(rows.of(~held), latency_ms[~held])
+            ratios[held] = np.log(latency_ms[held] / _predicted(calibration, rows.of(held)))
+        spread = float(np.sqrt(np.mean(ratios**2))) * (1.0 if network.max() > 0 else 2.0)
+        return cls(Calibration.fit(rows, latency_ms), None, max(spread, 1e-3), (-1.645, 1.645))  # quantiles of a normal
+
+    def corrected(
+        self, costs: np.ndarray, cin: np.ndarray, cout: np.ndarray, places: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """float64[P, K]: calibrated costs with what the network's own times say of each kernel.
+
+        Args:
+            places: which of the network's kernels the columns are; all of them, in order, unless given.
+        """
+        if self.correction is None:
+            return costs
+        places = range(costs.shape[1]) if places is None else places
+        factors = [self.correction.factor(place, cin[:, k], cout[:, k]) for k, place in enumerate(places)]
+        result: np.ndarray = costs * np.stack(factors, axis=1)
+        return result
+
+
+def _places(
+    calibration: Calibration, rows: KernelRows, cin: np.ndarray, cout: np.ndarray, latency_ms: np.ndarray
+) -> tuple[Places, np.ndarray]:
+    """Shares of the calibrated score, and its relative errors float64[S]."""
+    costs = calibration.costs(rows).reshape(cin.shape)
+    scores = calibration.constant + costs.sum(axis=1)
+    errors = calibration.link.to_score(latency_ms) / scores - 1
+    return Places(costs / scores[:, None], np.log(cin), np.log(cout)), errors
+
+
+def _predicted(calibration: Calibration, rows: KernelRows) -> np.ndarray:
+    sums = np.bincount(rows.structure, calibration.costs(rows))
+    result: np.ndarray = calibration.link.to_ms(calibration.constant + sums)
+    return result
+
+
+def _standardised(
+    correction: Correction, rows: KernelRows, cin: np.ndarray, cout: np.ndarray, latency_ms: np.ndarray
+) -> np.ndarray:
+    """float64[S]: log of measured over predicted in standard deviations, each by a fit that has not seen it."""
+    result = np.zeros(len(latency_ms))
+    for held in _held(np.arange(len(latency_ms)) % FOLDS):
+        calibration = Calibration.fit(rows.of(~held), latency_ms[~held])
+        places, errors = _places(calibration, rows.of(~held), cin[~held], cout[~held], latency_ms[~held])
+        fitted = Correction.conditioned(correction.prior, correction.noise, places, errors, latency_ms[~held])
+        places, errors = _places(calibration, rows.of(held), cin[held], cout[held], latency_ms[held])
+        remaining = (1 + errors) / (1 + fitted.error(places))
+        result[held] = np.log(remaining) / fitted.deviation(places, latency_ms[held])
+    return result
+
+
+def _held(groups: np.ndarray) -> Iterator[np.ndarray]:
+    for group in range(groups.max() + 1):
+        yield groups == group
+
+
+def _band(held_out: np.ndarray) -> tuple[float, float]:
+    """Conformal quantiles: a little wider than the sample's own, since it is finite."""
+    spare = 1 + 1 / len(held_out)
+    low, high = np.quantile(held_out, [max(0.0, 1 - (1 - BAND[0]) * spare), min(1.0, BAND[1] * spare)])
+    return min(float(low), 0.0), max(float(high), 0.0)
