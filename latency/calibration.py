@@ -17,6 +17,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from latency.kernels import family_of
+from latency.regression import TERMS
 
 KNOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
 """Quantiles of the scores between which the link is linear: closer together among the small networks."""
@@ -94,6 +95,11 @@ class Calibration:
     link: MonotoneLink
 
     @classmethod
+    def none(cls) -> Calibration:
+        """Kernels cost their ms: those of a table are scaled to end-to-end times, so for networks never seen this is best."""
+        return cls(0.0, {}, {}, 1.0, MonotoneLink(np.zeros(2), np.zeros(2)))
+
+    @classmethod
     def fit(cls, rows: KernelRows, latency_ms: np.ndarray) -> Calibration:
         """Least relative error over the S structures that took `latency_ms` float64[S] end to end."""
         types, families = np.unique(rows.types), np.unique([family_of(one) for one in rows.types])
@@ -109,21 +115,18 @@ class Calibration:
             link = MonotoneLink.fit(np.maximum(design @ weights, 1e-6), latency_ms)
             scores = link.to_score(latency_ms)
         factors = dict(zip(types.tolist(), weights[1 : 1 + len(types)].tolist(), strict=True))
-        prices = dict(zip(families.tolist(), weights[1 + len(types) :].reshape(len(families), -1), strict=True))
+        prices = dict(zip(families.tolist(), weights[1 + len(types) :].reshape(len(families), TERMS), strict=True))
         constant = float(weights[0] * latency_ms.min())
         typical = float((design[:, 1:] @ weights[1:]).sum() / rows.ms.sum())
         return cls(constant, factors, prices, typical, link)
 
     def cost(self, kernel_type: str, ms: np.ndarray, terms: np.ndarray) -> np.ndarray:
         """float64[N]: what N kernels of one type add to the score. A type without rows here costs what its family does."""
-        prices = self.prices.get(family_of(kernel_type))
-        if prices is None:
+        relatives = [value for one, value in self.factors.items() if family_of(one) == family_of(kernel_type)]
+        if not relatives:
             return self.typical * ms
-        factor = self.factors.get(kernel_type)
-        if factor is None:
-            relatives = [value for one, value in self.factors.items() if family_of(one) == family_of(kernel_type)]
-            factor = float(np.mean(relatives))
-        result: np.ndarray = factor * ms + terms @ prices
+        factor = self.factors.get(kernel_type, float(np.mean(relatives)))
+        result: np.ndarray = factor * ms + terms @ self.prices[family_of(kernel_type)]
         return result
 
     def costs(self, rows: KernelRows) -> np.ndarray:

@@ -7,8 +7,8 @@ its activation and the addition of an already computed shortcut. A device whose 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import onnx
@@ -16,7 +16,9 @@ from onnx import helper
 
 from latency.errors import MeasurementError
 
-ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu Elu Selu Celu Gelu Mish Softplus Swish".split())
+ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu".split())
+"""Activations that fuse into the operation before them; others, SiLU among them, are kernels of their own."""
+
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 
 
@@ -44,6 +46,17 @@ def family_of(kernel_type: str) -> str:
     return kernel_type.partition("+")[0]
 
 
+def group_size(kernel_type: str) -> int:
+    """Input channels of each group of a grouped convolution: 16 for "groupconv3x3s1g16"."""
+    return int(family_of(kernel_type).rpartition("g")[2])
+
+
+def ungrouped(kernel_type: str) -> str:
+    """What a grouped convolution is once a single group is left: "conv3x3s1" for "groupconv3x3s1g16"."""
+    family, plus, epilogue = kernel_type.partition("+")
+    return family.removeprefix("group").rpartition("g")[0] + plus + epilogue
+
+
 KERNEL_FIELDS = tuple(field.name for field in fields(Kernel))
 
 
@@ -56,9 +69,10 @@ class PlacedKernel:
     output: str
     names: frozenset[str]
 
-    def resized(self, cin: int, cout: int) -> Kernel:
-        """The same kernel with other channel counts."""
-        return replace(self.kernel, cin=cin, cout=cout)
+    @property
+    def blocked(self) -> bool:
+        """Whether runtimes have it for blocked channel layouts (NCHWc), in which vector units are kept busy."""
+        return self.kernel.type.startswith(("conv", "groupconv", "depthwise", "maxpool", "averagepool"))
 
 
 def find_kernels(model: onnx.ModelProto) -> list[PlacedKernel]:
@@ -74,21 +88,25 @@ def find_kernels(model: onnx.ModelProto) -> list[PlacedKernel]:
     return [_place(group, shapes) for group in _fused(model.graph)]
 
 
+def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of all values and initializers, inferred where the model does not state them; 0 where a size is open."""
+    graph = model.graph
+    stated = [*graph.input, *graph.value_info, *graph.output]
+    produced = {name for node in graph.node for name in node.output if name}
+    if not produced <= {value.name for value in stated}:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        stated = [*inferred.input, *inferred.value_info, *inferred.output]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    return shapes | {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in stated}
+
+
 class _Shapes:
     """Shapes of all values and which of their axes is the channels."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self.initializers = {tensor.name for tensor in graph.initializer}
-        self.shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-        stated = [*graph.input, *graph.value_info, *graph.output]
-        produced = {name for node in graph.node for name in node.output if name}
-        if not produced <= {value.name for value in stated}:
-            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-            stated = [*inferred.input, *inferred.value_info, *inferred.output]
-        for value in stated:
-            self.shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        self.channel_axis = _channel_axes(graph, self.shapes)
+        self.initializers = {tensor.name for tensor in model.graph.initializer}
+        self.shapes = static_shapes(model)
+        self.channel_axis = _channel_axes(model.graph, self.shapes)
 
     def sizes(self, name: str) -> tuple[int, int, int, int]:
         """(batch, channels, height, width) of a value; trailing axes beyond these are counted into the height."""
@@ -148,20 +166,19 @@ def _extension(
     consumers: Mapping[str, list[int]],
     outputs: set[str],
 ) -> list[int]:
-    """The nodes that the kernel takes along next, if any: SiLU's pair, or one epilogue operation."""
+    """The node that the kernel takes along next, if any."""
     tail = nodes[group[-1]]
     value = tail.output[0]
     following = consumers.get(value, [])
     if value in outputs:
         return []
-    if len(following) == 2 and [nodes[i].op_type for i in following] == ["Sigmoid", "Mul"]:
-        sigmoid, product = following
-        return following if set(nodes[product].input) == {value, nodes[sigmoid].output[0]} else []
     if len(following) != 1:
         return []
     (index,) = following
     node = nodes[index]
-    if node.op_type in ACTIVATIONS:
+    if len(group) == 1 and _is_silu([tail, node]):
+        fusable = True
+    elif node.op_type in ACTIVATIONS:
         fusable = tail.op_type not in ACTIVATIONS
     elif node.op_type == "BatchNormalization":
         fusable = tail.op_type == "Conv"
@@ -188,22 +205,31 @@ def _place(group: list[onnx.NodeProto], shapes: _Shapes) -> PlacedKernel:
     if head.op_type == "Concat":
         cin = cout  # it reads all of its inputs
     groups = int(_attributes(head).get("group", 1))
-    kind = head.op_type.lower()
+    kind, epilogue = head.op_type.lower(), group[1:]
+    if _is_silu(group):
+        kind, epilogue = "silu", []
     if groups > 1:
         kind = "depthwise" if groups == cin == cout else "groupconv"
     window = _window(head, shapes) + (f"g{cin // groups}" if kind == "groupconv" else "")
     kernel = Kernel(
-        "+".join([kind + window, *_epilogue(group[1:])]),
+        "+".join([kind + window, *_epilogue(epilogue)]),
         batch, cin, cout, height, width, out_height, out_width,
     )  # fmt: skip
     names = {node.name for node in group} | {name for node in group for name in node.output}
     return PlacedKernel(kernel, source, tail.output[0], frozenset(names))
 
 
+def _is_silu(nodes: Sequence[onnx.NodeProto]) -> bool:
+    """x × sigmoid(x), which is how it is exported."""
+    if [node.op_type for node in nodes] != ["Sigmoid", "Mul"]:
+        return False
+    sigmoid, product = nodes
+    return set(product.input) == {sigmoid.input[0], sigmoid.output[0]}
+
+
 def _epilogue(nodes: Iterable[onnx.NodeProto]) -> list[str]:
-    """Operations after the first, as they add to the work: BatchNorm folds away, Sigmoid × input is one SiLU."""
-    names = [node.op_type.lower() for node in nodes if node.op_type != "BatchNormalization"]
-    return ["silu"] if names[-2:] == ["sigmoid", "mul"] else names
+    """Operations after the first, as they add to the work: BatchNorm folds away."""
+    return [node.op_type.lower() for node in nodes if node.op_type != "BatchNormalization"]
 
 
 def _window(node: onnx.NodeProto, shapes: _Shapes) -> str:

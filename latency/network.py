@@ -110,15 +110,18 @@ class Network:
         expected = f"{len(self.genes)} integers a structure, one for each gene of {self.name}"
         if array.ndim not in (1, 2) or array.shape[-1] != len(self.genes):
             raise WidthsError(f"widths of shape {array.shape} given; expected {expected}.")
-        if not np.issubdtype(array.dtype, np.number) or not np.array_equal(array, np.round(array)):
+        whole = np.issubdtype(array.dtype, np.integer)
+        if not whole and not (np.issubdtype(array.dtype, np.number) and np.array_equal(array, np.round(array))):
             raise WidthsError(f"widths are not whole numbers; expected {expected}.")
-        array = array.astype(np.int64)
-        wrong = np.argwhere((array < 1) | (array > np.array(self.max_widths)))
-        if len(wrong):
-            gene = self.genes[wrong[0][-1]]
-            raise WidthsError(f"width {array[tuple(wrong[0])]} given for gene '{gene.name}'; expected 1 … {gene.max_width}.")
+        array = array.astype(np.int64, copy=False)
+        if not array.size:
+            return array
+        lowest, highest = (np.atleast_2d(array).min(axis=0), np.atleast_2d(array).max(axis=0))
         for column, gene in enumerate(self.genes):
-            if (array[..., column] % gene.multiple).any():
+            if lowest[column] < 1 or highest[column] > gene.max_width:
+                wrong = lowest[column] if lowest[column] < 1 else highest[column]
+                raise WidthsError(f"width {wrong} given for gene '{gene.name}'; expected 1 … {gene.max_width}.")
+            if gene.multiple > 1 and (array[..., column] % gene.multiple).any():
                 raise WidthsError(
                     f"a width given for gene '{gene.name}' is no multiple of {gene.multiple}, the size of its groups."
                 )

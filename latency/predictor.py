@@ -16,11 +16,11 @@ import pandas as pd
 from latency.calibration import KernelRows, MonotoneLink
 from latency.correction import Places
 from latency.errors import DeviceUnavailable, PredictionError, TableError
-from latency.kernels import Kernel, family_of, find_kernels
+from latency.kernels import Kernel, family_of, find_kernels, group_size, ungrouped
 from latency.model import LatencyModel
 from latency.network import Network
 from latency.pairwise import PairwiseCost, Term, linear_terms
-from latency.regression import SHAPE_FIELDS, Columns, KernelRegressor, physical_terms, terms_of
+from latency.regression import SHAPE_FIELDS, KernelRegressor, Kernels
 from latency.table import LatencyTable, find_table
 from latency.template import SIGNATURE_KEY
 
@@ -78,7 +78,7 @@ class LatencyPredictor:
         self._rows = KernelRows(
             self._kernels["type"].to_numpy(dtype=str),
             self._regressor.unseen_ms,
-            terms_of(self._kernels),
+            Kernels.of(self._kernels).terms(),
             position[self._kernels["structure"].to_numpy()],
         )
         self._models: dict[str, LatencyModel] = {}
@@ -202,14 +202,10 @@ class LatencyPredictor:
         places: Sequence[int] | None = None,
     ) -> _Summed:
         """P structures of K kernels each, with channels int[P, K]; `places` are the kernels' in their network."""
-        base = np.zeros(cin.shape)
-        for kernel_type in {kernel.type for kernel in kernels}:
-            mine = [index for index, kernel in enumerate(kernels) if kernel.type == kernel_type]
-            columns = _stacked([kernels[index] for index in mine], cin[:, mine], cout[:, mine])
-            ms = self._regressor.predict(kernel_type, columns)
-            terms = physical_terms(family_of(kernel_type), columns)
-            base[:, mine] = model.calibration.cost(kernel_type, ms, terms).reshape(len(cin), -1)
-        return _Summed(model, kernels, cin, cout, base, model.corrected(base, cin, cout, places))
+        flat = _flattened(kernels, cin, cout)
+        rows = KernelRows(flat.types, self._regressor.predict(flat), flat.terms(), np.zeros(len(flat.types), dtype=np.int64))
+        base = model.calibration.costs(rows).reshape(cin.shape)
+        return _Summed(model, flat, cin, cout, base, model.corrected(base, cin, cout, places))
 
     def _deviation(self, summed: _Summed) -> np.ndarray:
         model = summed.model
@@ -219,12 +215,12 @@ class LatencyPredictor:
 
     def _kernel_variance(self, summed: _Summed) -> np.ndarray:
         """float64[P]: relative variance from not knowing the kernels. Those of one operation are wrong together."""
-        families: dict[str, np.ndarray] = {}
-        for index, kernel in enumerate(summed.kernels):
-            columns = _stacked([kernel], summed.cin[:, [index]], summed.cout[:, [index]])
-            deviation = self._regressor.deviation(kernel.type, columns) * summed.places.shares[:, index]
-            families[family_of(kernel.type)] = families.get(family_of(kernel.type), 0.0) + deviation
-        result: np.ndarray = np.sum([deviation**2 for deviation in families.values()], axis=0)
+        deviation = self._regressor.deviation(summed.kernels) * summed.places.shares.ravel()
+        families, family = np.unique([family_of(one) for one in summed.kernels.types], return_inverse=True)
+        structure = np.repeat(np.arange(len(summed.cin)), summed.cin.shape[1])
+        sums = np.zeros((len(summed.cin), len(families)))
+        np.add.at(sums, (structure, family), deviation)
+        result: np.ndarray = (sums**2).sum(axis=1)
         return result
 
     def _band(self, summed: _Summed) -> tuple[np.ndarray, np.ndarray]:
@@ -255,10 +251,10 @@ class LatencyPredictor:
 
 @dataclass(frozen=True)
 class _Summed:
-    """P structures of K kernels: channels int[P, K], costs float64[P, K] before and after the correction."""
+    """P structures of K kernels, P × K in all: channels int[P, K], costs float64[P, K] before and after the correction."""
 
     model: LatencyModel
-    kernels: Sequence[Kernel]
+    kernels: Kernels
     cin: np.ndarray
     cout: np.ndarray
     base: np.ndarray
@@ -279,10 +275,14 @@ class _Summed:
         return Places(self.base / scores[:, None], np.log(self.cin), np.log(self.cout))
 
 
-def _stacked(kernels: Sequence[Kernel], cin: np.ndarray, cout: np.ndarray) -> Columns:
-    """Shape columns of P × K kernels, all places of the first structure first."""
+def _flattened(kernels: Sequence[Kernel], cin: np.ndarray, cout: np.ndarray) -> Kernels:
+    """P × K kernels, all places of the first structure first. A grouped convolution of one group is an ordinary one."""
     columns = {name: np.tile([getattr(kernel, name) for kernel in kernels], len(cin)) for name in SHAPE_FIELDS}
-    return columns | {"cin": cin.ravel(), "cout": cout.ravel()}
+    columns |= {"cin": cin.ravel(), "cout": cout.ravel()}
+    types = np.tile(np.array([kernel.type for kernel in kernels], dtype=object), len(cin))
+    for kernel in {kernel.type for kernel in kernels if kernel.type.startswith("groupconv")}:
+        types[(types == kernel) & (columns["cin"] == group_size(kernel))] = ungrouped(kernel)
+    return Kernels(types.astype(str), columns)
 
 
 def load_predictor(table: str | os.PathLike[str], root: str | os.PathLike[str] = "lut_data") -> LatencyPredictor:

@@ -134,9 +134,10 @@ def _profiled(loaded: LoadedModel, model: bytes, protocol: Protocol) -> pd.DataF
 def _attributed(placed: Sequence[PlacedKernel], events: Sequence[tuple[str | None, float]]) -> np.ndarray:
     """Sum profiler events into kernels by name.
 
-    A nameless event converts the layout of what the next kernel reads. It belongs to the kernel that produced that: its
-    own channels decide how it left it, and its output's channels how it is wanted. A name the model does not have comes
-    from an operation the runtime expanded (HardSwish, say): it belongs to the kernel just run.
+    A nameless event converts the layout of what the next kernel reads. Between two kernels that know blocked layouts,
+    widths decide: the producer's own channels how it left it, its output's channels how it is wanted; so it belongs to the
+    producer. Otherwise it belongs to the one that does not know them. A name the model does not have comes from an
+    operation the runtime expanded (HardSwish, say): it belongs to the kernel just run.
     """
     producer = {one.output: index for index, one in enumerate(placed)}
     owner = {name: index for index, one in enumerate(placed) for name in one.names}
@@ -150,7 +151,7 @@ def _attributed(placed: Sequence[PlacedKernel], events: Sequence[tuple[str | Non
         last = owner.get(name, last)
         if last is not None:
             milliseconds[last] += ms
-            milliseconds[producer.get(placed[last].input, last)] += waiting
+            milliseconds[producer.get(placed[last].input, last) if placed[last].blocked else last] += waiting
             waiting = 0.0
     if last is None:
         raise MeasurementError("the device's profiler reported no kernel of this model.")

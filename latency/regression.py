@@ -1,16 +1,16 @@
-"""What one kernel costs: physics learned by least squares, and a Gaussian process for where the rows say otherwise.
+"""What one kernel costs: from physics to all operations to its own family, each level correcting the one before.
 
-The physical base (a constant, multiply-adds, the same on padded channels, bytes) extrapolates sanely; the process knows
-the steps and cliffs (alignment, layout conversions) near what was measured. Kernels of one family (the same operation,
-whatever its epilogue) learn from each other.
+Physics (a constant, multiply-adds, the same on padded channels, bytes) is fitted by least squares, once for products and
+once for everything else. A Gaussian process over all operations of a kind corrects it, and one over the kernels of one
+family (the same operation, whatever its epilogue) corrects that. Near measured kernels their own rows decide, with all
+steps and cliffs (alignment, layout conversions); far from them what similar operations cost; and failing that, physics.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import astuple
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from latency.gaussian import Posterior, condition, squared_distances
-from latency.kernels import KERNEL_FIELDS, Kernel, family_of
+from latency.kernels import KERNEL_FIELDS, Kernel, family_of, group_size
 
 SHAPE_FIELDS = tuple(name for name in KERNEL_FIELDS if name != "type")
 BLOCKS = (4, 8, 16)
@@ -38,6 +38,12 @@ RESOLUTION_MS = 1e-3
 
 MOST_ROWS = 500
 """Kernels of one family that the process is conditioned on; more are drawn from at random."""
+
+SIZES = 5
+"""Columns of an embedding that are logarithms of sizes."""
+
+TERMS = 5
+"""Columns of `physical_terms`."""
 
 Columns = Mapping[str, np.ndarray]
 
@@ -61,9 +67,8 @@ def _area(family: str) -> int:
 
 def _channels_read(family: str, cin: np.ndarray) -> np.ndarray:
     """Input channels behind one output: all of a product, those of its group, or its own."""
-    group = re.search(r"g(\d+)$", family)
-    if group:
-        return np.full_like(cin, int(group.group(1)))
+    if family.startswith("groupconv"):
+        return np.full_like(cin, group_size(family))
     return cin if family.startswith(("conv", "gemm", "matmul")) else np.ones_like(cin)
 
 
@@ -71,108 +76,146 @@ def _padded(channels: np.ndarray) -> np.ndarray:
     return np.ceil(channels / BLOCKS[-1]) * BLOCKS[-1]
 
 
-class FamilyRegressor:
-    """Milliseconds of all kernels of one family.
+@dataclass(frozen=True)
+class Kernels:
+    """N kernels: types str[N] with epilogue, shape columns int[N] each."""
+
+    types: np.ndarray
+    columns: Columns
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> Kernels:
+        """Those of rows of KERNEL_FIELDS."""
+        return cls(frame["type"].to_numpy(dtype=str), {name: frame[name].to_numpy() for name in SHAPE_FIELDS})
+
+    def take(self, index: np.ndarray) -> Kernels:
+        """Some of them."""
+        return Kernels(self.types[index], {name: column[index] for name, column in self.columns.items()})
+
+    def terms(self) -> np.ndarray:
+        """float64[N, TERMS]: `physical_terms` of each."""
+        result = np.zeros((len(self.types), TERMS))
+        families = np.array([family_of(one) for one in self.types])
+        for family in np.unique(families):
+            mask = families == family
+            result[mask] = physical_terms(str(family), {name: column[mask] for name, column in self.columns.items()})
+        return result
+
+
+class Physics:
+    """Least-squares prices of physical terms."""
+
+    def __init__(self, kernels: Kernels, ms: np.ndarray, rows: np.ndarray) -> None:
+        terms, weight = kernels.terms(), np.sqrt(rows) / (ms + 3 * RESOLUTION_MS)
+        scale = terms.mean(axis=0) + 1e-12
+        self._prices = nnls(terms / scale * weight[:, None], ms * weight)[0] / scale
+
+    def predict(self, kernels: Kernels) -> np.ndarray:
+        """float64[N] milliseconds."""
+        return np.maximum(kernels.terms() @ self._prices, RESOLUTION_MS / 10)
+
+
+class Level:
+    """A Gaussian process on the logarithm of real over predicted milliseconds of the level below.
 
     Args:
-        types: str[N], with epilogue. columns: of N different kernels. ms, rows: their mean, and how many rows it is of.
+        below: what it corrects. embed: float64[N, D] of N kernels, the first SIZES of them in doublings of sizes.
+        kernels, ms, rows: different kernels, their mean milliseconds, and how many rows each is the mean of.
     """
 
-    def __init__(self, family: str, types: np.ndarray, columns: Columns, ms: np.ndarray, rows: np.ndarray) -> None:
-        self.family = family
-        self.types = tuple(np.unique(types))
-        terms = physical_terms(family, columns)
-        weight = np.sqrt(rows) / (ms + 3 * RESOLUTION_MS)  # relative errors count, but not below the profiler's resolution
-        scale = terms.mean(axis=0) + 1e-12
-        self._coefficients = nnls(terms / scale * weight[:, None], ms * weight)[0] / scale
-        base = self._base(columns)
+    def __init__(
+        self, below: Physics | Level, embed: Callable[[Kernels], np.ndarray], kernels: Kernels, ms: np.ndarray, rows: np.ndarray
+    ) -> None:
+        self._below, self._embed = below, embed
+        base = below.predict(kernels)
         target = np.log((ms + RESOLUTION_MS) / (base + RESOLUTION_MS))
         chosen = np.random.default_rng(0).permutation(len(ms))[:MOST_ROWS]
-        self._points = self._embedded(types, columns)[chosen]
-        self._mean = float(np.average(target[chosen], weights=weight[chosen] * ms[chosen]))
-        self._variance = max(float(np.var(target[chosen])), NOISE**2)
-        noise = (NOISE**2 + (RESOLUTION_MS / (ms + RESOLUTION_MS))[chosen] ** 2) / rows[chosen]
+        self._points = embed(kernels)[chosen]
+        certainty = ms[chosen] / (ms[chosen] + RESOLUTION_MS)
+        self._mean = float(np.average(target[chosen], weights=certainty))
+        self._variance = max(float(np.average((target[chosen] - self._mean) ** 2, weights=certainty)), NOISE**2)
+        noise = (NOISE**2 + (1 - certainty) ** 2) / rows[chosen]
         self._scale, self._posterior = self._conditioned(noise, target[chosen] - self._mean)
-        ratio = self._ratio(types, columns)
+        ratio = self._ratio(kernels)
         ratio[chosen] = self._mean + self._posterior.left_out
         self.unseen_ms = self._corrected(base, ratio)
 
-    def predict(self, kernel_type: str, columns: Columns) -> np.ndarray:
-        """float64[N] for shape columns of N kernels."""
-        types = np.full(len(columns["cin"]), kernel_type)
-        return self._corrected(self._base(columns), self._ratio(types, columns))
+    def predict(self, kernels: Kernels) -> np.ndarray:
+        """float64[N] milliseconds."""
+        return self._corrected(self._below.predict(kernels), self._ratio(kernels))
 
-    def deviation(self, kernel_type: str, columns: Columns) -> np.ndarray:
+    def deviation(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: standard deviation of the logarithm of `predict`."""
-        covariance = self._covariance(self._embedded(np.full(len(columns["cin"]), kernel_type), columns), self._scale)
-        return np.sqrt(self._posterior.variance(np.full(len(covariance), self._variance), covariance) + NOISE**2)
+        covariance = self._covariance(self._embed(kernels), self._scale)
+        prior = np.full(len(covariance), self._variance)
+        return np.sqrt(self._posterior.variance(prior, covariance) + NOISE**2)
 
     def _conditioned(self, noise: np.ndarray, target: np.ndarray) -> tuple[float, Posterior]:
         posteriors = {scale: condition(self._covariance(self._points, scale), noise, target) for scale in SCALES}
         return max(posteriors.items(), key=lambda item: item[1].log_evidence)
 
-    def _ratio(self, types: np.ndarray, columns: Columns) -> np.ndarray:
-        """float64[N]: log of real over base."""
-        result: np.ndarray = (
-            self._mean + self._covariance(self._embedded(types, columns), self._scale) @ self._posterior.weights
-        )
+    def _ratio(self, kernels: Kernels) -> np.ndarray:
+        """float64[N]: log of real over predicted below."""
+        result: np.ndarray = self._mean + self._covariance(self._embed(kernels), self._scale) @ self._posterior.weights
         return result
 
     def _covariance(self, points: np.ndarray, scale: float) -> np.ndarray:
-        near = squared_distances(points[:, :4] / scale, self._points[:, :4] / scale)
-        return self._variance * np.exp(-0.5 * (near + squared_distances(points[:, 4:], self._points[:, 4:])))
-
-    def _embedded(self, types: np.ndarray, columns: Columns) -> np.ndarray:
-        """float64[N, D]: sizes in doublings, then remainders and epilogues, which are alike or not."""
-        positions = columns["out_height"] * columns["out_width"]
-        sizes = [np.log2(size) for size in (columns["cin"], columns["cout"], positions, columns["batch"])]
-        remainders = [
-            (columns[name] % block == 0) * distance
-            for name in ("cin", "cout")
-            for block, distance in zip(BLOCKS, REMAINDER_DISTANCES, strict=True)
-        ]
-        epilogues = [types == one for one in self.types]
-        return np.stack([*sizes, *remainders, *epilogues], axis=1).astype(np.float64)
-
-    def _base(self, columns: Columns) -> np.ndarray:
-        return np.maximum(physical_terms(self.family, columns) @ self._coefficients, RESOLUTION_MS / 10)
+        sizes = squared_distances(points[:, :SIZES] / scale, self._points[:, :SIZES] / scale)
+        return self._variance * np.exp(-0.5 * (sizes + squared_distances(points[:, SIZES:], self._points[:, SIZES:])))
 
     def _corrected(self, base: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
         return np.maximum((base + RESOLUTION_MS) * np.exp(log_ratio) - RESOLUTION_MS, base / 5)
 
 
-class Guess:
-    """Milliseconds of operations never measured, from all that do the same kind of work: products, or anything else."""
+def _embedded(kernels: Kernels, alike: Sequence[np.ndarray]) -> np.ndarray:
+    """float64[N, D]: SIZES sizes, remainders of channels, and what else is alike or not."""
+    columns = kernels.columns
+    area = np.array([_area(one) for one in kernels.types])
+    positions = columns["out_height"] * columns["out_width"]
+    sizes = [np.log2(size) for size in (columns["cin"], columns["cout"], positions, columns["batch"], area)]
+    remainders = [
+        (columns[name] % block == 0) * distance
+        for name in ("cin", "cout")
+        for block, distance in zip(BLOCKS, REMAINDER_DISTANCES, strict=True)
+    ]
+    return np.stack([*sizes, *remainders, *alike], axis=1).astype(np.float64)
 
-    def __init__(self, kernels: pd.DataFrame) -> None:
-        self._coefficients = {}
-        self._deviation = {}
-        products = kernels["type"].map(_is_product)
-        for kind, rows in ((True, kernels[products]), (False, kernels[~products])):
-            terms, ms = terms_of(rows), rows["ms"].to_numpy() + RESOLUTION_MS
-            scale = terms.mean(axis=0) + 1e-12
-            self._coefficients[kind] = nnls(terms / scale / ms[:, None], np.ones(len(ms)))[0] / scale
-            self._deviation[kind] = float(np.sqrt(np.mean(np.log(ms / (terms @ self._coefficients[kind])) ** 2)))
 
-    def predict(self, kernel_type: str, columns: Columns) -> np.ndarray:
-        """float64[N] for shape columns of N kernels."""
-        result: np.ndarray = physical_terms(family_of(kernel_type), columns) @ self._coefficients[_is_product(kernel_type)]
-        return result
+def _by_epilogue(types: np.ndarray) -> Callable[[Kernels], np.ndarray]:
+    known = np.unique(types)
+    return lambda kernels: _embedded(kernels, [kernels.types == one for one in known])
 
-    def deviation(self, kernel_type: str) -> float:
-        """Standard deviation of the logarithm of `predict`."""
-        return self._deviation[_is_product(kernel_type)]
+
+def _by_operation(types: np.ndarray) -> Callable[[Kernels], np.ndarray]:
+    operations = sorted({_operation(one) for one in types})
+
+    def embed(kernels: Kernels) -> np.ndarray:
+        stride = np.array([_stride(one) for one in kernels.types])
+        mine = np.array([_operation(one) for one in kernels.types])
+        return _embedded(kernels, [0.5 * np.log2(stride), *(mine == one for one in operations)])
+
+    return embed
+
+
+def _operation(kernel_type: str) -> str:
+    """ "conv" of "conv3x3s2+relu"."""
+    return re.match(r"[a-z]*", kernel_type).group()  # type: ignore[union-attr]
+
+
+def _stride(kernel_type: str) -> int:
+    stride = re.search(r"\dx\d+s(\d+)", kernel_type)
+    return int(stride.group(1)) if stride else 1
 
 
 def _is_product(kernel_type: str) -> bool:
-    return kernel_type.startswith(("conv", "groupconv", "depthwise", "gemm", "matmul"))
+    return _operation(kernel_type) in ("conv", "groupconv", "depthwise", "gemm", "matmul")
 
 
 class KernelRegressor:
     """All kernels of one table: exact ones that were measured lean on their own rows, the rest is regressed.
 
     Args:
-        kernels: rows of KERNEL_FIELDS and ms.
+        rows: data frame of KERNEL_FIELDS and ms.
 
     Attributes:
         unseen_ms: float64[N], for each row its ms as if that row had not been seen.
@@ -181,43 +224,51 @@ class KernelRegressor:
     PRIOR_ROWS = 2
     """The regression counts as much as this many measured rows of the very kernel."""
 
-    def __init__(self, kernels: pd.DataFrame) -> None:
-        groups = kernels.groupby(list(KERNEL_FIELDS), sort=False)["ms"]
-        self._distinct = pd.DataFrame({"ms": groups.mean(), "rows": groups.count()}).reset_index()
-        ms, rows = self._distinct["ms"].to_numpy(), self._distinct["rows"].to_numpy()
-        keys = zip(*(self._distinct[name].tolist() for name in KERNEL_FIELDS), strict=True)
-        self._measured = dict(zip(keys, zip(ms.tolist(), rows.tolist(), strict=True), strict=True))
-        self._families = {}
-        unseen = np.zeros(len(self._distinct))
-        for family, index in self._distinct.groupby(self._distinct["type"].map(family_of)).indices.items():
-            part = self._distinct.iloc[index]
-            regressor = FamilyRegressor(str(family), part["type"].to_numpy(dtype=str), columns_of(part), ms[index], rows[index])
-            self._families[str(family)] = regressor
-            unseen[index] = regressor.unseen_ms
+    def __init__(self, rows: pd.DataFrame) -> None:
+        groups = rows.groupby(list(KERNEL_FIELDS), sort=False)["ms"]
+        distinct = pd.DataFrame({"ms": groups.mean(), "rows": groups.count()}).reset_index()
+        kernels, ms, count = Kernels.of(distinct), distinct["ms"].to_numpy(), distinct["rows"].to_numpy()
+        self._measured = dict(zip(_keys(kernels), zip(ms.tolist(), count.tolist(), strict=True), strict=True))
+        self._kinds: dict[bool, Level] = {}
+        self._families: dict[str, Level] = {}
+        unseen = np.zeros(len(ms))
+        for product, members in _groups([_is_product(one) for one in kernels.types]).items():
+            mine = kernels.take(members)
+            physics = Physics(mine, ms[members], count[members])
+            self._kinds[product] = Level(physics, _by_operation(mine.types), mine, ms[members], count[members])
+        for family, members in _groups([family_of(one) for one in kernels.types]).items():
+            mine = kernels.take(members)
+            level = Level(self._kinds[_is_product(family)], _by_epilogue(mine.types), mine, ms[members], count[members])
+            self._families[family] = level
+            unseen[members] = level.unseen_ms
         own = groups.ngroup().to_numpy()
-        others = rows[own] - 1
-        sum_of_others = ms[own] * rows[own] - kernels["ms"].to_numpy()
+        others = count[own] - 1
+        sum_of_others = ms[own] * count[own] - rows["ms"].to_numpy()
         self.unseen_ms = (sum_of_others + self.PRIOR_ROWS * unseen[own]) / (others + self.PRIOR_ROWS)
 
     def covers(self, kernel_type: str) -> bool:
         """Whether its operation has been measured, with whatever epilogue."""
         return family_of(kernel_type) in self._families
 
-    def predict(self, kernel_type: str, columns: Columns) -> np.ndarray:
-        """float64[N] milliseconds of N kernels of one type; guessed where the type is not covered."""
-        family = self._families.get(family_of(kernel_type))
-        if family is None:
-            return self._guess.predict(kernel_type, columns)
-        known = [self._measured.get(key, (0.0, 0)) for key in _keys(kernel_type, columns)]
-        ms, rows = np.array(known).T
-        return (ms * rows + self.PRIOR_ROWS * family.predict(kernel_type, columns)) / (rows + self.PRIOR_ROWS)
+    def predict(self, kernels: Kernels) -> np.ndarray:
+        """float64[N] milliseconds; from their kind alone where a type is not covered."""
+        regressed = np.zeros(len(kernels.types))
+        for level, index in self._by_level(kernels):
+            regressed[index] = level.predict(kernels.take(index))
+        ms, rows = np.array([self._measured.get(key, (0.0, 0)) for key in _keys(kernels)]).T
+        result: np.ndarray = (ms * rows + self.PRIOR_ROWS * regressed) / (rows + self.PRIOR_ROWS)
+        return result
 
-    def deviation(self, kernel_type: str, columns: Columns) -> np.ndarray:
+    def deviation(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: standard deviations of the logarithms of `predict`."""
-        family = self._families.get(family_of(kernel_type))
-        if family is None:
-            return np.full(len(columns["cin"]), self._guess.deviation(kernel_type))
-        return family.deviation(kernel_type, columns)
+        result = np.zeros(len(kernels.types))
+        for level, index in self._by_level(kernels):
+            result[index] = level.deviation(kernels.take(index))
+        return result
+
+    def _by_level(self, kernels: Kernels) -> Iterator[tuple[Level, np.ndarray]]:
+        for family, index in _groups([family_of(one) for one in kernels.types]).items():
+            yield self._families.get(family, self._kinds.get(_is_product(family))) or next(iter(self._kinds.values())), index
 
     def source(self, kernel: Kernel) -> str:
         """Where its milliseconds come from: "measured", "regressed" or "guessed"."""
@@ -230,23 +281,14 @@ class KernelRegressor:
         """Operations that have been measured."""
         return sorted(self._families)
 
-    @cached_property
-    def _guess(self) -> Guess:
-        return Guess(self._distinct)
+
+def _groups(labels: Sequence[Any]) -> dict[Any, np.ndarray]:
+    """Positions of each label."""
+    result: dict[Any, list[int]] = {}
+    for position, label in enumerate(labels):
+        result.setdefault(label, []).append(position)
+    return {label: np.array(positions) for label, positions in result.items()}
 
 
-def columns_of(kernels: pd.DataFrame) -> Columns:
-    """The shape columns of rows of kernels."""
-    return {name: kernels[name].to_numpy() for name in SHAPE_FIELDS}
-
-
-def terms_of(kernels: pd.DataFrame) -> np.ndarray:
-    """float64[N, 5]: `physical_terms` of rows of kernels of any types."""
-    result = np.zeros((len(kernels), 5))
-    for family, index in kernels.groupby(kernels["type"].map(family_of)).indices.items():
-        result[index] = physical_terms(str(family), columns_of(kernels.iloc[index]))
-    return result
-
-
-def _keys(kernel_type: str, columns: Columns) -> Iterator[tuple[Any, ...]]:
-    return ((kernel_type, *shape) for shape in zip(*(columns[name].tolist() for name in SHAPE_FIELDS), strict=True))
+def _keys(kernels: Kernels) -> Iterator[tuple[Any, ...]]:
+    return zip(kernels.types.tolist(), *(kernels.columns[name].tolist() for name in SHAPE_FIELDS), strict=True)

@@ -66,6 +66,7 @@ class Template:
     def __init__(self, name: str, signature: str, module: nn.Module, input_shape: tuple[int, ...], tensors: Tensors) -> None:
         model = export_onnx(module, input_shape)
         _add_missing_biases(model.graph)
+        _unshare_weights(model.graph)
         self.channels, self._sliced = _annotate(model.graph, name, input_shape[1], tensors)
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
@@ -88,7 +89,10 @@ class Template:
     @cached_property
     def kernel_axes(self) -> list[tuple[AnyAxis, AnyAxis]]:
         """Input and output channel axis of every kernel, in the order of `kernels`."""
-        return [(self.channels[placed.input], self.channels[placed.output]) for placed in self.kernels]
+        return [
+            (self.channels[one.output if one.kernel.type == "concat" else one.input], self.channels[one.output])
+            for one in self.kernels
+        ]
 
 
 def _add_missing_biases(graph: onnx.GraphProto) -> None:
@@ -99,6 +103,21 @@ def _add_missing_biases(graph: onnx.GraphProto) -> None:
             weight = node.input[1]
             node.input.append(f"{weight}_bias")
             graph.initializer.append(numpy_helper.from_array(np.zeros(dims[weight][0], dtype=np.float32), f"{weight}_bias"))
+
+
+def _unshare_weights(graph: onnx.GraphProto) -> None:
+    """A copy for every layer that reads an initializer: the export shares equal ones, which are pruned differently."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    reader: dict[str, int] = {}
+    for number, node in enumerate(graph.node):
+        if node.op_type not in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
+            continue
+        first = 1 if node.op_type == "BatchNormalization" else 2  # a product's weight keeps its parameter's name
+        for position, name in list(enumerate(node.input))[first:]:
+            if name in tensors and reader.setdefault(name, number) != number:
+                copied = graph.initializer.add()
+                copied.CopyFrom(tensors[name])
+                copied.name = node.input[position] = f"{name}_{number}_{position}"
 
 
 def _annotate(

@@ -1,4 +1,4 @@
-"""Predicted against measured, on structures that were never profiled."""
+"""Predicted against measured, on structures that were never profiled, beside what else one might have believed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from scipy.stats import kendalltau
 from latency.build import BLOCK
 from latency.coverage import quick_plan
 from latency.devices import Device
+from latency.isolated import isolated_sums
+from latency.measurement import Measurement
 from latency.network import Network
 from latency.predictor import LatencyPredictor
 from latency.protocol import measure
+
+Progress = Callable[[int], object]
 
 
 def measured_against_predicted(
@@ -22,29 +26,45 @@ def measured_against_predicted(
     predictor: LatencyPredictor,
     samples: int,
     seed: int,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Progress = lambda done: None,
 ) -> pd.DataFrame:
-    """Measure fresh random structures: one row each with measured_ms, predicted_ms, low_ms, high_ms, macs, stable."""
-    known = predictor.table.keys
-    drawn = quick_plan(network, 3 * samples + 2, seed=seed + 1_000_003)[2:]  # without the two ends, which every table has
-    fresh = [widths for widths in drawn if (network.signature, tuple(map(int, widths))) not in known][:samples]
-    measured = []
-    for start in range(0, len(fresh), BLOCK):
-        block = fresh[start : start + BLOCK]
-        measured += measure(device, [network.onnx(widths) for widths in block])
-        progress(len(block))
-    predicted = predictor.predict_widths(network, np.array(fresh))
-    low, high = predictor.predict_band(network, np.array(fresh))
+    """Measure fresh random structures twice, in two passes over all of them.
+
+    Returns:
+        One row each: measured_ms, again_ms (the second pass), predicted_ms, low_ms, high_ms, isolated_ms (the sum of its
+        kernels measured alone), macs, stable. `progress` is called with passes over structures done: 3 × samples in all.
+    """
+    fresh = fresh_structures(network, predictor, samples, seed)
+    models = [network.onnx(widths) for widths in fresh]
+    first, second = (_measured(device, models, progress) for _ in range(2))
+    low, high = predictor.predict_band(network, fresh)
     return pd.DataFrame(
         {
-            "measured_ms": [one.latency_ms for one in measured],
-            "predicted_ms": predicted,
+            "measured_ms": [one.latency_ms for one in first],
+            "again_ms": [one.latency_ms for one in second],
+            "predicted_ms": predictor.predict_widths(network, fresh),
             "low_ms": low,
             "high_ms": high,
-            "macs": network.macs(np.array(fresh)),
-            "stable": [one.stable for one in measured],
+            "isolated_ms": isolated_sums(device, models, progress),
+            "macs": network.macs(fresh),
+            "stable": [one.stable for one in first],
         }
     )
+
+
+def fresh_structures(network: Network, predictor: LatencyPredictor, samples: int, seed: int) -> np.ndarray:
+    """int64[P, L]: up to `samples` random structures that the predictor's table does not hold."""
+    drawn = quick_plan(network, 3 * samples + 2, seed=seed + 1_000_003)[2:]  # without the two ends, which every table has
+    known = predictor.table.keys
+    return np.array([one for one in drawn if (network.signature, tuple(map(int, one))) not in known][:samples])
+
+
+def _measured(device: Device, models: list[bytes], progress: Progress) -> list[Measurement]:
+    results = []
+    for start in range(0, len(models), BLOCK):
+        results += measure(device, models[start : start + BLOCK])
+        progress(len(models[start : start + BLOCK]))
+    return results
 
 
 def agreement(measured: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -59,11 +79,17 @@ def agreement(measured: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def summary(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """`agreement` of the predictor, and of MACs after the one factor that serves them best; the band's coverage."""
+    """How far each is from the first measurement.
+
+    "predictor" with its band's coverage, "measured again" (the noise floor), "isolated kernels" as they are summed, and
+    "macs" after the one factor that serves them best.
+    """
     measured = rows["measured_ms"].to_numpy()
-    macs = rows["macs"].to_numpy() * np.median(measured / rows["macs"])
     inside = (measured >= rows["low_ms"]) & (measured <= rows["high_ms"])
+    factor = np.median(measured / rows["macs"])
     return {
         "predictor": agreement(measured, rows["predicted_ms"].to_numpy()) | {"band_coverage": float(inside.mean())},
-        "macs": agreement(measured, macs),
+        "measured again": agreement(measured, rows["again_ms"].to_numpy()),
+        "isolated kernels": agreement(measured, rows["isolated_ms"].to_numpy()),
+        "macs": agreement(measured, rows["macs"].to_numpy() * factor),
     }

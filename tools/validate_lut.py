@@ -40,14 +40,14 @@ def main(
         shape = (batch, 3, input_size, input_size)
         traced = trace(load(network, num_classes), shape, align=align or opened.alignment, name=network)
         predictor = LatencyPredictor(LatencyTable.open(lut, opened.fingerprint()))
-        with tqdm(total=samples, desc="measuring", dynamic_ncols=True) as meter:
+        with tqdm(total=3 * samples, desc="measuring twice, and kernel by kernel", dynamic_ncols=True) as meter:
             rows = measured_against_predicted(opened, traced, predictor, samples, seed, meter.update)
         figures = summary(rows)
         print(
             f"{network} at {input_size}x{input_size}, batch {batch}, {threads} thread(s), {len(rows)} structures never profiled"
         )
         for name, values in figures.items():
-            print(f"  {name:10}" + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
+            print(f"  {name:17}" + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
         if json_out is not None:
             json_out.write_text(json.dumps({"figures": figures, "rows": rows.to_dict("records")}, indent=2) + "\n")
 

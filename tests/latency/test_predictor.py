@@ -95,6 +95,57 @@ def test_a_kernel_nothing_covers_raises_instead_of_costing_nothing(predictor) ->
         predictor.predict(module, input_shape=(1, 3, 18, 18))
 
 
+def test_a_guess_says_that_it_is_one(predictor) -> None:
+    from torch import nn
+
+    module = nn.Sequential(nn.Conv2d(3, 8, 7, stride=3), nn.Flatten(), nn.Linear(8 * 16, 4))
+    with pytest.warns(UserWarning, match="conv7x7s3"):
+        guess = predictor.predict(module, input_shape=(1, 3, 18, 18), on_missing="warn")
+    assert guess.kernels["source"].tolist()[0] == "guessed"
+    assert (guess.kernels["ms"] > 0).all()
+    near = predictor.predict(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Flatten(), nn.Linear(8 * 81, 4)), (1, 3, 18, 18))
+    assert guess.high_ms / guess.low_ms > near.high_ms / near.low_ms
+    with pytest.raises(latency.PredictionError, match="'raise' or 'warn'"):
+        predictor.predict(module, input_shape=(1, 3, 18, 18), on_missing="ignore")
+
+
+def test_onnx_files_of_an_older_opset_are_predicted(predictor, nonlinear) -> None:
+    """Opset 13, made by hand: the axes of ReduceMean were an attribute then, and names are anybody's."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {"w": (16, 3, 3, 3), "b": (16,), "fc": (10, 16), "bias": (10,)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["in", "w", "b"], ["c"], strides=[2, 2], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("ReduceMean", ["r"], ["m"], axes=[2, 3], keepdims=0),
+            helper.make_node("Gemm", ["m", "fc", "bias"], ["out"], transB=1),
+        ],
+        "older",
+        [helper.make_tensor_value_info("in", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 10])],
+        [numpy_helper.from_array(np.zeros(shape, dtype=np.float32), name) for name, shape in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
+    predicted = predictor.predict(model)
+    assert predicted.kernels["kernel"].tolist()[0] == "conv3x3s2+relu 3→16 @16×16"
+    assert predicted.latency_ms == pytest.approx(nonlinear.load(model).total, rel=0.4)
+
+
+def test_networks_that_concatenate_are_predicted(lawful, tmp_path, rng, random_widths) -> None:
+    """A kernel that reads a concatenation depends on more than two genes; its table is linear in them."""
+    from tinynet import Mixed
+
+    network = latency.trace(Mixed(), (1, 3, 24, 24), align=2)
+    table = LatencyTable.open(tmp_path, lawful.fingerprint())
+    predictor = LatencyPredictor(build_table(lawful, network, quick_plan(network, 80), table))
+    structures = random_widths(network, rng, 50)
+    exact = truth(lawful, network, structures)
+    np.testing.assert_allclose(predictor.predict_widths(network, structures), exact, rtol=0.05)
+    by_onnx = [predictor.predict(network.onnx(widths)).latency_ms for widths in structures]
+    np.testing.assert_allclose(by_onnx, exact, rtol=0.05)
+
+
 def test_unreadable_models_are_clear_errors(predictor, tmp_path) -> None:
     for model in (b"nonsense", tmp_path / "missing.onnx"):
         with pytest.raises(latency.PredictionError, match="cannot be read as an ONNX model"):
@@ -158,3 +209,19 @@ def test_importing_latency_loads_nothing_heavy() -> None:
     code = f"import sys, latency; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_isolated_kernels_of_an_additive_device_add_up(lawful, tiny_network, rng, random_widths) -> None:
+    from latency.isolated import isolated_sums
+
+    models = [tiny_network.onnx(widths) for widths in random_widths(tiny_network, rng, 3)]
+    np.testing.assert_allclose(isolated_sums(lawful, models), [lawful.load(model).total for model in models])
+
+
+def test_isolated_kernels_run_on_the_real_device(tiny_network) -> None:
+    from latency.isolated import isolated_models
+
+    device = latency.open_device("ort")
+    for kernel, alone in isolated_models(tiny_network.onnx(tiny_network.max_widths)):
+        measured = device.measure(alone)
+        assert measured.kernels["type"].tolist() == [kernel.type]
