@@ -39,8 +39,11 @@ RESOLUTION_MS = 1e-3
 MOST_ROWS = 500
 """Kernels of one family that the process is conditioned on; more are drawn from at random."""
 
-SIZES = 5
-"""Columns of an embedding that are logarithms of sizes."""
+SIZES, REMAINDERS, VARIANTS = slice(0, 5), slice(5, 11), slice(11, None)
+"""Columns of an embedding: logarithms of sizes, remainders of channels, and which epilogue or operation it is."""
+
+OFFSET_SCALE = 4.0
+"""How much slower the offset of one variant varies with size than what all variants share."""
 
 TERMS = 5
 """Columns of `physical_terms`."""
@@ -119,7 +122,7 @@ class Level:
     """A Gaussian process on the logarithm of real over predicted milliseconds of the level below.
 
     Args:
-        below: what it corrects. embed: float64[N, D] of N kernels, the first SIZES of them in doublings of sizes.
+        below: what it corrects. embed: float64[N, D] of N kernels: sizes in doublings, remainders, variants.
         kernels, ms, rows: different kernels, their mean milliseconds, and how many rows each is the mean of.
     """
 
@@ -147,7 +150,7 @@ class Level:
     def deviation(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: standard deviation of the logarithm of `predict`."""
         covariance = self._covariance(self._embed(kernels), self._scale)
-        prior = np.full(len(covariance), self._variance)
+        prior = np.full(len(covariance), 2 * self._variance)  # at no distance, the two parts of the covariance
         return np.sqrt(self._posterior.variance(prior, covariance) + NOISE**2)
 
     def _conditioned(self, noise: np.ndarray, target: np.ndarray) -> tuple[float, Posterior]:
@@ -160,15 +163,20 @@ class Level:
         return result
 
     def _covariance(self, points: np.ndarray, scale: float) -> np.ndarray:
-        sizes = squared_distances(points[:, :SIZES] / scale, self._points[:, :SIZES] / scale)
-        return self._variance * np.exp(-0.5 * (sizes + squared_distances(points[:, SIZES:], self._points[:, SIZES:])))
+        """Half of what the sizes say is common to all variants; each has a slowly varying offset of its own."""
+        sizes, remainders, variants = (
+            squared_distances(points[:, part], self._points[:, part]) for part in (SIZES, REMAINDERS, VARIANTS)
+        )
+        same = np.exp(-2 * variants)
+        local = np.exp(-0.5 * (sizes / scale**2 + remainders)) * (1 + same) / 2
+        return self._variance * (local + same * np.exp(-0.5 * sizes / (OFFSET_SCALE * scale) ** 2))
 
     def _corrected(self, base: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
         return np.maximum((base + RESOLUTION_MS) * np.exp(log_ratio) - RESOLUTION_MS, base / 5)
 
 
 def _embedded(kernels: Kernels, alike: Sequence[np.ndarray]) -> np.ndarray:
-    """float64[N, D]: SIZES sizes, remainders of channels, and what else is alike or not."""
+    """float64[N, D]: sizes, remainders, and in what else kernels are alike or not."""
     columns = kernels.columns
     area = np.array([_area(one) for one in kernels.types])
     positions = columns["out_height"] * columns["out_width"]
