@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,6 @@ class Measurement:
         rounds_ms: float64[R], the median of every round measured.
         stable: whether the rounds agree; unstable ones have been repeated up to the protocol's limit.
         conditions: of the machine meanwhile.
-        reference_ms: of the reference model timed along; NaN without one.
     """
 
     latency_ms: float
@@ -30,7 +28,6 @@ class Measurement:
     rounds_ms: np.ndarray
     stable: bool
     conditions: Conditions
-    reference_ms: float = math.nan
 
     def __repr__(self) -> str:
         verdict = "" if self.stable else ", unstable"

@@ -4,8 +4,7 @@ Noise is one-sided (other tenants of the machine), so means mislead. A model is 
 median, a low quantile of the rounds is the latency, and all rounds are kept. The rounds of one model follow each other:
 taking turns with other models after every few runs, each finds cold caches, which costs up to 7 % and scatters by 2 %
 instead of 0.4 % (MobileNetV2, 224×224, one core). Whoever was disturbed is visited again after the others. Kernel times
-come from a profiler that slows what it watches: they are used as shares of the unprofiled end-to-end time. Over minutes
-machines become faster and slower as a whole; a reference model timed along shows by how much.
+come from a profiler that slows what it watches: they are used as shares of the unprofiled end-to-end time.
 """
 
 from __future__ import annotations
@@ -45,23 +44,8 @@ MANY_STRUCTURES = Protocol(rounds=4, profiled_runs=5, timed_ms=100.0)
 """Where a thousand structures are measured, each may be noisier."""
 
 
-def load_reference(device: Device, model: bytes) -> LoadedModel:
-    """A model to stay loaded over many calls of `measure`; close it afterwards."""
-    loaded = device.load(model)
-    loaded.profile(1)
-    return loaded
-
-
-def measure(
-    device: Device,
-    models: Sequence[bytes],
-    protocol: Protocol | None = None,
-    reference: LoadedModel | None = None,
-) -> list[Measurement]:
+def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Measurement]:
     """Time `models` on `device`, one after another, in one session.
-
-    Args:
-        reference: a model from `load_reference`, timed along with them.
 
     Raises:
         MeasurementError: when the device cannot load or run one of them.
@@ -73,16 +57,12 @@ def measure(
         for model in models:
             loaded.append(device.load(model))
         kernels = [_profiled(one, model, protocol) for one, model in zip(loaded, models, strict=True)]
-        rounds = _timed([*loaded, reference] if reference else loaded, protocol)
+        rounds = _timed(loaded, protocol)
     finally:
         for one in loaded:
             one.close()
     conditions = conditions_since(before)
-    reference_ms = _low(rounds[-1], protocol) if reference else math.nan
-    return [
-        _verdict(frame, times, protocol, conditions, reference_ms)
-        for frame, times in zip(kernels, rounds[: len(models)], strict=True)
-    ]
+    return [_verdict(frame, times, protocol, conditions) for frame, times in zip(kernels, rounds, strict=True)]
 
 
 def _timed(loaded: Sequence[LoadedModel], protocol: Protocol) -> list[np.ndarray]:
@@ -115,12 +95,10 @@ def _is_stable(rounds: np.ndarray, protocol: Protocol) -> bool:
     return bool(quiet[-1] <= (1 + protocol.max_spread) * _low(rounds, protocol))
 
 
-def _verdict(
-    kernels: pd.DataFrame, rounds: np.ndarray, protocol: Protocol, conditions: Conditions, reference_ms: float
-) -> Measurement:
+def _verdict(kernels: pd.DataFrame, rounds: np.ndarray, protocol: Protocol, conditions: Conditions) -> Measurement:
     latency_ms = _low(rounds, protocol)
     scaled = kernels.assign(ms=kernels["ms"] * (latency_ms / kernels["ms"].sum()))
-    return Measurement(latency_ms, scaled, rounds, _is_stable(rounds, protocol), conditions, reference_ms)
+    return Measurement(latency_ms, scaled, rounds, _is_stable(rounds, protocol), conditions)
 
 
 def _profiled(loaded: LoadedModel, model: bytes, protocol: Protocol) -> pd.DataFrame:

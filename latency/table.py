@@ -29,7 +29,7 @@ from latency.measurement import Measurement
 from latency.network import Network
 
 SCHEMA_VERSION = 2
-"""2026-11-24: version 1, one row a structure; version 2 adds `reference_ms`."""
+"""2026-11-24: version 1, one row a structure; version 2, the same with other kernels (see `kernels` and `protocol`)."""
 
 _KERNEL = pa.struct(
     [("type", pa.string()), *[(name, pa.int32()) for name in KERNEL_FIELDS if name != "type"], ("ms", pa.float64())]
@@ -42,7 +42,6 @@ _SCHEMA = pa.schema(
         ("widths", pa.list_(pa.int32())),
         ("latency_ms", pa.float64()),
         ("rounds_ms", pa.list_(pa.float64())),
-        ("reference_ms", pa.float64()),  # of the network's reference structure, timed along
         ("stable", pa.bool_()),
         ("load", pa.float32()),
         ("steal", pa.float32()),
@@ -121,7 +120,7 @@ class LatencyTable:
         """How many structures of `network` have been measured."""
         return sum(signature == network.signature for signature, _ in self.keys)
 
-    def append(self, network: Network, widths: Sequence[Sequence[int]], measurements: Sequence[Measurement]) -> LatencyTable:
+    def append(self, network: Network, widths: Sequence[Iterable[int]], measurements: Sequence[Measurement]) -> LatencyTable:
         """Write measured structures of `network` as a new part; returns the longer table.
 
         Raises:
@@ -145,13 +144,24 @@ class LatencyTable:
 
     def _write(self, rows: pa.Table, name: str) -> None:
         metadata = {"milliprune_schema": str(SCHEMA_VERSION), "milliprune_fingerprint": json.dumps(self.fingerprint)}
-        scratch = self.path / f".{name}.{os.getpid()}"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            pq.write_table(rows.replace_schema_metadata(metadata), scratch, compression="zstd")
-            os.replace(scratch, self.path / name)
-        except OSError as error:
-            raise TableError(f"cannot write the table at '{self.path}': {error.strerror}. Choose another --out.") from error
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
+        write_whole(self.path / name, sink.getvalue().to_pybytes())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file of a table's folder, wholly or not at all.
+
+    Raises:
+        TableError: the folder cannot be written.
+    """
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(content)
+        os.replace(scratch, file)
+    except OSError as error:
+        raise TableError(f"cannot write the table at '{file.parent}': {error.strerror}. Choose another --out.") from error
 
 
 def find_table(device: str, root: str | os.PathLike[str], fingerprint: Fingerprint | None = None) -> LatencyTable:
@@ -187,7 +197,7 @@ def _read_part(file: Path) -> tuple[Fingerprint, pa.Table]:
     if version < SCHEMA_VERSION:
         raise TableError(f"'{file}' has the older schema version {version}; remove it and build the table again.")
     try:
-        rows = handle.read().replace_schema_metadata(None).cast(_SCHEMA)
+        rows = handle.read(_SCHEMA.names).replace_schema_metadata(None).cast(_SCHEMA)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise TableError(f"'{file}' cannot be read as a latency table ({error}); remove it and build again.") from error
     return json.loads(metadata[b"milliprune_fingerprint"]), rows
@@ -207,7 +217,6 @@ def _record(network: Network, widths: Iterable[int], measured: Measurement) -> d
         "widths": [int(width) for width in widths],
         "latency_ms": measured.latency_ms,
         "rounds_ms": measured.rounds_ms.tolist(),
-        "reference_ms": measured.reference_ms,
         "stable": measured.stable,
         "load": measured.conditions.load,
         "steal": measured.conditions.steal,

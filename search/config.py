@@ -22,6 +22,7 @@ class RunConfig:
     threads: int = 1
     precision: str = "fp32"
     batch: int = 1
+    align: int | None = None
     population: int = 50
     generations: int = 20
     pruningnet_epochs: int = 40

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from latency import open_device, trace
+from latency.alignment import alignment_of
 from latency.build import build_table
 from latency.coverage import quick_plan
 from latency.devices import Device
@@ -72,7 +73,7 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
         MillipruneError: any of them; what is finished stays in `out` and is used next time.
     """
     budgets = config.budgets()
-    context = _context(config, out, reporter)
+    context = _context(config, out, lut, reporter)
     _claim(context)
     predictor = _predictor(context, lut)
     feasible = _feasible(context, budgets, predictor)
@@ -87,13 +88,15 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
     return result
 
 
-def _context(config: RunConfig, out: Path, reporter: Reporter) -> _Context:
+def _context(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> _Context:
     device = open_device(config.device, threads=config.threads, precision=config.precision)
     data = load_data(config.data, config.image_size)
     shape = (config.batch, 3, data.size, data.size)
-    network = trace(load(config.network, data.classes), shape, align=device.alignment, name=config.network)
+    align = config.align or alignment_of(device, lut)
+    network = trace(load(config.network, data.classes), shape, align=align, name=config.network)
     reporter.say(
-        f"{network.name}: {len(network.genes)} genes, {show_amount(network.macs(network.max_widths), 'macs')} MACs; "
+        f"{network.name}: {len(network.genes)} genes in multiples of {align}, "
+        f"{show_amount(network.macs(network.max_widths), 'macs')} MACs; "
         f"{data.name}: {len(data.train)} training images of {data.size} pixels, {data.classes} classes"
     )
     return _Context(config, out, reporter, device, data, network)

@@ -51,6 +51,7 @@ def main(
     threads: Annotated[int, Option(help="CPU threads that the device computes with.")] = DEFAULTS.threads,
     precision: Annotated[str, Option(help="fp32, or what else the device offers.")] = DEFAULTS.precision,
     batch: Annotated[int, Option(min=1, help="Images in one batch of the deployed network.")] = DEFAULTS.batch,
+    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = DEFAULTS.align,
     population: Annotated[int, Option(min=1, help="Structures in a generation.")] = DEFAULTS.population,
     generations: Annotated[int, Option(min=1, help="Generations of the genetic search.")] = DEFAULTS.generations,
     pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = DEFAULTS.pruningnet_epochs,
@@ -65,7 +66,7 @@ def main(
     """Prune a network to a budget on a device: measure, search, measure again, train, export."""
     with reported_by_command("Run the same command with --resume to go on."):
         config = RunConfig(
-            latency, macs, params, network, data, image_size, device, threads, precision, batch,
+            latency, macs, params, network, data, image_size, device, threads, precision, batch, align,
             population, generations, pruningnet_epochs, epochs, train_batch, seed,
         )  # fmt: skip
         config.budgets()

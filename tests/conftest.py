@@ -53,7 +53,6 @@ class LawfulDevice:
     """Times models by `exact_ms`, then `link`: an oracle for everything that is fitted to measurements."""
 
     name = "lawful"
-    alignment = 8
 
     def __init__(self, link: Callable[[float], float] = float) -> None:
         self.link = link

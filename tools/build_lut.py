@@ -14,8 +14,9 @@ from latency.errors import MillipruneError, reported_by_command
 if TYPE_CHECKING:
     from latency.devices import Device
     from latency.network import Network
+    from latency.table import LatencyTable
 
-COVERAGES = ("full", "quick")
+COVERAGES = ("quick", "adaptive", "full")
 Option = typer.Option
 
 
@@ -27,39 +28,57 @@ def main(
     num_classes: Annotated[int, Option(min=1, help="Outputs of the classifier.")] = 1000,
     threads: Annotated[int, Option(help="CPU threads that compute.")] = 1,
     precision: Annotated[str, Option(help="fp32, or what else the device offers.")] = "fp32",
-    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: the device's).")] = None,
-    coverage: Annotated[str, Option(help="quick: random structures; full: every pair of widths of every layer.")] = "quick",
+    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = None,
+    coverage: Annotated[
+        str,
+        Option(
+            help="quick: a few dozen random structures; adaptive: more where predictions are in doubt, until they get no "
+            "better; full: every pair of widths of every layer."
+        ),
+    ] = "quick",
+    minutes: Annotated[float | None, Option(min=0.01, help="Adaptive coverage stops after this time for each network.")] = None,
     out: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
 ) -> None:
     """Measure structures of NETWORK on DEVICE. Interrupt it whenever you like: the same command goes on."""
     with reported_by_command():
         if coverage not in COVERAGES:
-            raise MillipruneError(f"--coverage {coverage} given; expected full or quick.")
+            raise MillipruneError(f"--coverage {coverage} given; expected one of {', '.join(COVERAGES)}.")
+        if minutes is not None and coverage != "adaptive":
+            raise MillipruneError(f"--minutes {minutes} given with --coverage {coverage}; it needs --coverage adaptive.")
         from latency import open_device, trace
+        from latency.alignment import alignment_of
+        from latency.table import LatencyTable
         from pruning.networks import load
 
         opened = open_device(device, threads=threads, precision=precision)
+        multiple = align or alignment_of(opened, out)
         for name in network or ["mobilenet_v1"]:
-            module, shape = load(name, num_classes), (batch, 3, input_size, input_size)
-            traced = trace(module, shape, align=align or opened.alignment, name=name)
-            _build(opened, traced, coverage, out)
+            shape = (batch, 3, input_size, input_size)
+            traced = trace(load(name, num_classes), shape, align=multiple, name=name)
+            print(f"{name}: {len(traced.genes)} genes, widths in multiples of {multiple}")
+            table = LatencyTable.open(out, opened.fingerprint())
+            begun, before = time.monotonic(), len(table)
+            table = _built(opened, traced, table, coverage, minutes)
+            print(
+                f"{name}: {len(table) - before} structures measured in {time.monotonic() - begun:.1f} s; "
+                f"{table.path} now holds {len(table)}, {table.structures['stable'].mean():.1%} of them stable"
+            )
 
 
-def _build(device: Device, network: Network, coverage: str, out: Path) -> None:
-    from latency.build import build_table
+def _built(device: Device, network: Network, table: LatencyTable, coverage: str, minutes: float | None) -> LatencyTable:
+    from latency.build import build_adaptively, build_table
     from latency.coverage import full_plan, quick_plan
-    from latency.table import LatencyTable
+    from latency.protocol import MANY_STRUCTURES
 
-    plan = full_plan(network) if coverage == "full" else quick_plan(network)
-    table = LatencyTable.open(out, device.fingerprint())
-    begun, before = time.monotonic(), len(table)
-    with tqdm(total=len(plan), desc=f"{network.name} on {device.name}", unit="structure", dynamic_ncols=True) as meter:
-        table = build_table(device, network, plan, table, progress=meter.update)
-    stable = table.structures["stable"].mean()
-    print(
-        f"{network.name}: {len(table) - before} structures measured in {time.monotonic() - begun:.1f} s; "
-        f"{table.path} now holds {len(table)}, {stable:.1%} of them stable"
-    )
+    title = f"{network.name} on {device.name}"
+    if coverage == "adaptive":
+        with tqdm(desc=title, unit="structure", dynamic_ncols=True) as meter:
+            table, errors = build_adaptively(device, network, table, minutes=minutes or float("inf"), progress=meter.update)
+        print(f"mean error on structures before they were measured: {', '.join(f'{error:.1%}' for error in errors)}")
+        return table
+    plan, protocol = (full_plan(network), MANY_STRUCTURES) if coverage == "full" else (quick_plan(network), None)
+    with tqdm(total=len(plan), desc=title, unit="structure", dynamic_ncols=True) as meter:
+        return build_table(device, network, plan, table, protocol=protocol, progress=meter.update)
 
 
 if __name__ == "__main__":

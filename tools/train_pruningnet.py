@@ -18,15 +18,18 @@ def main(
     data: Annotated[str, Option(help="digits, cifar10, or a folder.")] = "digits",
     image_size: Annotated[int | None, Option(help="Side of the images in pixels (default 32; image folders 224).")] = None,
     batch: Annotated[int, Option(min=1, help="Images in one batch of the deployed network, as in the search.")] = 1,
-    align: Annotated[int, Option(min=1, help="Widths in multiples of this, as the device of the search wants it.")] = 8,
+    device: Annotated[str, Option(help="Of the search: it decides which multiples widths are.")] = "ort",
+    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = None,
     epochs: Annotated[int, Option(min=1)] = 40,
     train_batch: Annotated[int, Option(min=2, help="Images in a training step.")] = 64,
     seed: Annotated[int, Option(min=0)] = 0,
+    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
     out: Annotated[Path, Option(help="Folder of PruningNets; searches under runs/ look here.")] = Path("runs/pruningnets"),
 ) -> None:
     """Train it, or go on where it stopped. A search with the same options finds it."""
     with reported_by_command():
-        from latency import trace
+        from latency import open_device, trace
+        from latency.alignment import alignment_of
         from pruning.data import load_data
         from pruning.evaluate import StructureEvaluator
         from pruning.networks import load
@@ -34,6 +37,7 @@ def main(
 
         images = load_data(data, image_size)
         shape = (batch, 3, images.size, images.size)
+        align = align or alignment_of(open_device(device), lut)
         traced = trace(load(network, images.classes), shape, align=align, name=network)
         recipe = Recipe(epochs, train_batch)
         supernet = new_pruningnet(traced, seed)

@@ -24,13 +24,14 @@ def main(
     num_classes: Annotated[int, Option(min=1, help="Outputs of the classifier.")] = 1000,
     threads: Annotated[int, Option(help="CPU threads that compute.")] = 1,
     precision: Annotated[str, Option(help="fp32, or what else the device offers.")] = "fp32",
-    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: the device's).")] = None,
+    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = None,
     lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
     json_out: Annotated[Path | None, Option("--json", help="Also write all figures and rows to this file.")] = None,
 ) -> None:
     """Measure SAMPLES structures that the table does not hold and compare."""
     with reported_by_command():
         from latency import open_device, trace
+        from latency.alignment import alignment_of
         from latency.predictor import LatencyPredictor
         from latency.table import LatencyTable
         from latency.validation import measured_against_predicted, summary
@@ -38,7 +39,7 @@ def main(
 
         opened = open_device(device, threads=threads, precision=precision)
         shape = (batch, 3, input_size, input_size)
-        traced = trace(load(network, num_classes), shape, align=align or opened.alignment, name=network)
+        traced = trace(load(network, num_classes), shape, align=align or alignment_of(opened, lut), name=network)
         predictor = LatencyPredictor(LatencyTable.open(lut, opened.fingerprint()))
         with tqdm(total=3 * samples, desc="measuring twice, and kernel by kernel", dynamic_ncols=True) as meter:
             rows = measured_against_predicted(opened, traced, predictor, samples, seed, meter.update)

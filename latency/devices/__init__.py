@@ -37,8 +37,6 @@ class Device(Protocol):
     """Something that measures ONNX models."""
 
     name: str
-    alignment: int
-    """Channel counts that are multiples of this run fast here."""
 
     def fingerprint(self) -> Fingerprint:
         """Everything that must be equal for two measurements to be comparable."""

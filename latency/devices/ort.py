@@ -30,7 +30,6 @@ class OrtDevice:
     """ONNX Runtime, CPU execution provider, all graph optimisations, fp32."""
 
     name = "ort"
-    alignment = 8
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         if precision != "fp32":

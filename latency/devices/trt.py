@@ -12,7 +12,6 @@ class TensorRTDevice:
     """Raises DeviceUnavailable on opening: names the first thing that is missing, in the order one installs them."""
 
     name = "trt"
-    alignment = 8
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         if not _has_gpu():

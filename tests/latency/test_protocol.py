@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latency.errors import MeasurementError
-from latency.protocol import Protocol, load_reference, measure
+from latency.protocol import Protocol, measure
 
 
 class Scripted:
@@ -70,32 +70,6 @@ def test_a_slow_model_gets_fewer_rounds(lawful, tiny_network) -> None:
     once = lawful.load(model).total
     measured = measure(lawful, [model], Protocol(round_ms=once, min_runs=1, timed_ms=5.5 * once, warmup_ms=once))[0]
     assert len(measured.rounds_ms) == 6
-
-
-def test_the_reference_is_timed_along_and_stays_loaded(lawful_type, tiny_network) -> None:
-    class Slowing(Scripted):
-        """The whole machine is half as fast from the second block on."""
-
-        def time_ms(self, runs: int) -> np.ndarray:
-            return self.inner.time_ms(runs) * slowness[0]
-
-    class Device(ScriptedDevice):
-        def load(self, model: bytes) -> Scripted:
-            self.loaded.append(Slowing(self.lawful.load(model), []))
-            return self.loaded[-1]
-
-    slowness = [1.0]
-    device = Device(lawful_type(), [])
-    small, large = (tiny_network.onnx(tiny_network.nearest_widths(scale)) for scale in (0.5, 1.0))
-    reference = load_reference(device, small)
-    (before,) = measure(device, [large], reference=reference)
-    slowness[0] = 2.0
-    (after,) = measure(device, [large], reference=reference)
-    assert before.reference_ms == pytest.approx(reference.inner.total)
-    assert after.latency_ms / after.reference_ms == pytest.approx(before.latency_ms / before.reference_ms)
-    assert after.latency_ms == pytest.approx(2 * before.latency_ms)
-    assert not hasattr(reference, "closed")
-    assert np.isnan(measure(device, [large])[0].reference_ms)
 
 
 def test_layout_conversions_belong_to_the_kernel_whose_output_they_convert(lawful, tiny_network) -> None:

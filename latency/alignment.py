@@ -1,0 +1,72 @@
+"""Which multiples of channels are fast on a device, found by measuring it.
+
+Vector units work on blocks of channels, and off them runtimes pad or fall back to slower kernels. A small network of
+ordinary and depthwise convolutions is measured at widths of all remainders; what a width costs beyond the smooth curve
+through multiples of 32 is its overhead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from latency.devices import Device
+from latency.fingerprint import slug
+from latency.network import Network
+from latency.protocol import Protocol, measure
+from latency.table import write_whole
+
+MULTIPLES = (1, 2, 4, 8, 16, 32)
+WIDTHS = (96, 97, 98, 100, 104, 108, 112, 115, 118, 120, 124, 127, 128, 129, 132, 134, 136, 140, 144, 147, 150, 152, 156, 160)
+TOLERANCE = 0.05
+"""An alignment is proposed when neither its own multiples nor any coarser cost more than this beyond the curve."""
+
+PROTOCOL = Protocol(rounds=4, round_ms=3.0, warmup_ms=5.0, profiled_runs=1)
+
+
+def alignment_of(device: Device, root: Path) -> int:
+    """The alignment for `device`: what was found before and lies beside its table under `root`, else probed now."""
+    file = root / slug(device.fingerprint()) / "alignment.json"
+    if file.exists():
+        return int(json.loads(file.read_text())["alignment"])
+    overheads = probe(device)
+    alignment = proposed(overheads)
+    write_whole(file, (json.dumps({"alignment": alignment, "overheads": overheads}, indent=2) + "\n").encode())
+    return alignment
+
+
+def probe(device: Device) -> dict[int, float]:
+    """For each of MULTIPLES the median overhead (0.1 = 10 % slower) of widths that are multiples of it and no larger one."""
+    network = _network()
+    models = [network.onnx([width] * len(network.genes)) for width in WIDTHS]
+    ms = np.array([one.latency_ms for one in measure(device, models, PROTOCOL)])
+    widths = np.array(WIDTHS)
+    coarsest = widths % MULTIPLES[-1] == 0
+    line = np.polyfit(widths[coarsest], np.sqrt(ms[coarsest]), 1)  # products cost the square of the width
+    overheads = ms / np.polyval(line, widths) ** 2 - 1
+    largest = np.array([max(multiple for multiple in MULTIPLES if width % multiple == 0) for width in WIDTHS])
+    return {multiple: round(float(np.median(overheads[largest == multiple])), 3) for multiple in MULTIPLES}
+
+
+def proposed(overheads: Mapping[int, float]) -> int:
+    """The finest multiple from which on nothing costs more than TOLERANCE."""
+    slow = [multiple for multiple, overhead in overheads.items() if overhead > TOLERANCE]
+    return min((multiple for multiple in MULTIPLES if multiple > max(slow, default=0)), default=MULTIPLES[-1])
+
+
+def _network() -> Network:
+    from torch import nn
+
+    from latency.trace import trace
+
+    width = WIDTHS[-1]
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), nn.ReLU()]
+    for _ in range(2):
+        layers += [nn.Conv2d(width, width, 1), nn.ReLU()]
+        layers += [nn.Conv2d(width, width, 3, padding=1, groups=width), nn.ReLU()]
+        layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+    return trace(module, (1, 3, 28, 28), align=1, name="alignment probe")
