@@ -35,7 +35,7 @@ class KernelRows:
 
     Attributes:
         types: str[N]. ms: float64[N], of the regression, not fitted to these very rows.
-        terms: float64[N, 5], see `regression.physical_terms`. structure: int[N] in 0 … S-1.
+        terms: float64[N, TERMS], see `regression.physical_terms`. structure: int[N] in 0 … S-1.
     """
 
     types: np.ndarray

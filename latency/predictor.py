@@ -136,6 +136,11 @@ class LatencyPredictor:
         """float64[P]: relative standard deviation that a measurement of structures int[P, L] is expected to have."""
         return self._deviation(self._summed(network, np.atleast_2d(network.check_widths(widths))))
 
+    def profiled_ms(self, network: Network, widths: Any) -> np.ndarray:
+        """float64[P]: what the kernels' shares of structures int[P, L] add up to, before end-to-end times correct it."""
+        flat = self._summed(network, np.atleast_2d(network.check_widths(widths))).kernels
+        return self._regressor.predict(flat).reshape(-1, len(network.template.kernels)).sum(axis=1)
+
     def latency_cost(self, network: Network) -> LatencyCost:
         """The per-gene-pair tables of `network` over its genes' choices; made once."""
         key = (network.signature, network.align)

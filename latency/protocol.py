@@ -65,40 +65,56 @@ def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None =
     return [_verdict(frame, times, protocol, conditions) for frame, times in zip(kernels, rounds, strict=True)]
 
 
-def _timed(loaded: Sequence[LoadedModel], protocol: Protocol) -> list[np.ndarray]:
+@dataclass(frozen=True)
+class _Rounds:
+    """Medians of rounds, float64[R], and which rounds had quiet runs to take them of."""
+
+    ms: np.ndarray
+    quiet: np.ndarray
+
+    def plus(self, other: _Rounds) -> _Rounds:
+        return _Rounds(np.append(self.ms, other.ms), np.append(self.quiet, other.quiet))
+
+    def usable(self) -> np.ndarray:
+        """The quiet ones; all where none is."""
+        return self.ms[self.quiet] if self.quiet.any() else self.ms
+
+    def low(self, protocol: Protocol) -> float:
+        return float(np.quantile(self.usable(), protocol.quantile))
+
+    def stable(self, protocol: Protocol) -> bool:
+        """Judged on the lower half: a burst during some rounds does no harm as long as enough rounds agree."""
+        enough = max(protocol.fewest_rounds, len(self.ms) // 2) + 1
+        lower = np.sort(self.ms[self.quiet])[:enough]
+        return len(lower) == min(enough, len(self.ms)) and bool(lower[-1] <= (1 + protocol.max_spread) * self.low(protocol))
+
+
+def _timed(loaded: Sequence[LoadedModel], protocol: Protocol) -> list[_Rounds]:
     """Rounds of every model; those still unstable are visited again after all others, up to the limit."""
     rounds = [_visited(one, protocol) for one in loaded]
     for _ in range(protocol.attempts - 1):
         for index, one in enumerate(loaded):
-            if not _is_stable(rounds[index], protocol):
-                rounds[index] = np.append(rounds[index], _visited(one, protocol))
+            if not rounds[index].stable(protocol):
+                rounds[index] = rounds[index].plus(_visited(one, protocol))
     return rounds
 
 
-def _visited(loaded: LoadedModel, protocol: Protocol) -> np.ndarray:
+def _visited(loaded: LoadedModel, protocol: Protocol) -> _Rounds:
     """Warm up, see how many rounds of how many runs to make, and make them in one go."""
-    once = float(np.median(loaded.time_ms(protocol.min_runs)))
+    once = float(np.median(loaded.time_ms(protocol.min_runs)[0]))
     loaded.time_ms(math.ceil(protocol.warmup_ms / once))
     runs = max(protocol.min_runs, math.ceil(protocol.round_ms / once))
     affordable = math.ceil(protocol.timed_ms / (runs * once))
     count = min(protocol.rounds, max(protocol.fewest_rounds, affordable))
-    return np.array([np.median(loaded.time_ms(runs)) for _ in range(count)])
+    timed = [loaded.time_ms(runs) for _ in range(count)]
+    ms = [np.median(times[quiet] if quiet.any() else times) for times, quiet in timed]
+    return _Rounds(np.array(ms), np.array([quiet.any() for _, quiet in timed]))
 
 
-def _low(rounds: np.ndarray, protocol: Protocol) -> float:
-    return float(np.quantile(rounds, protocol.quantile))
-
-
-def _is_stable(rounds: np.ndarray, protocol: Protocol) -> bool:
-    """Judged on the quieter half: a burst during some rounds does no harm as long as enough rounds agree."""
-    quiet = np.sort(rounds)[: max(protocol.fewest_rounds, len(rounds) // 2) + 1]
-    return bool(quiet[-1] <= (1 + protocol.max_spread) * _low(rounds, protocol))
-
-
-def _verdict(kernels: pd.DataFrame, rounds: np.ndarray, protocol: Protocol, conditions: Conditions) -> Measurement:
-    latency_ms = _low(rounds, protocol)
+def _verdict(kernels: pd.DataFrame, rounds: _Rounds, protocol: Protocol, conditions: Conditions) -> Measurement:
+    latency_ms = rounds.low(protocol)
     scaled = kernels.assign(ms=kernels["ms"] * (latency_ms / kernels["ms"].sum()))
-    return Measurement(latency_ms, scaled, rounds, _is_stable(rounds, protocol), conditions)
+    return Measurement(latency_ms, scaled, rounds.ms, rounds.stable(protocol), conditions)
 
 
 def _profiled(loaded: LoadedModel, model: bytes, protocol: Protocol) -> pd.DataFrame:

@@ -39,26 +39,31 @@ RESOLUTION_MS = 1e-3
 MOST_ROWS = 500
 """Kernels of one family that the process is conditioned on; more are drawn from at random."""
 
-SIZES, REMAINDERS, VARIANTS = slice(0, 5), slice(5, 11), slice(11, None)
+SIZES, REMAINDERS, VARIANTS = slice(0, 6), slice(6, 12), slice(12, None)
 """Columns of an embedding: logarithms of sizes, remainders of channels, and which epilogue or operation it is."""
 
 OFFSET_SCALE = 4.0
 """How much slower the offset of one variant varies with size than what all variants share."""
 
-TERMS = 5
+TERMS = 6
 """Columns of `physical_terms`."""
 
 Columns = Mapping[str, np.ndarray]
 
 
 def physical_terms(family: str, columns: Columns) -> np.ndarray:
-    """float64[N, 5]: 1, multiply-adds, the same on padded channels, weights, activations read and written."""
+    """float64[N, TERMS]: 1, multiply-adds, the same on padded channels, weights, activations read and written, groups."""
     batch, cin, cout = (columns[name].astype(np.float64) for name in ("batch", "cin", "cout"))
     inside = columns["height"] * columns["width"] * batch
     outside = columns["out_height"] * columns["out_width"] * batch
-    area, read, padded = _area(family), _channels_read(family, cin), _channels_read(family, _padded(cin))
-    terms = (np.ones_like(cin), area * read * cout * outside, area * padded * _padded(cout) * outside, area * read * cout,
-             cin * inside + cout * outside)  # fmt: skip
+    area, read = _area(family), _channels_read(family, cin)
+    padded_read, padded_cout = _channels_read(family, _padded(cin)), _padded(cout)
+    groups = np.zeros_like(cin)
+    if family.startswith("groupconv"):  # every group is padded by itself
+        padded_read, groups = _padded(read), cin / read
+        padded_cout = groups * _padded(cout / groups)
+    terms = (np.ones_like(cin), area * read * cout * outside, area * padded_read * padded_cout * outside, area * read * cout,
+             cin * inside + cout * outside, groups)  # fmt: skip
     return np.stack(np.broadcast_arrays(*terms), axis=1)
 
 
@@ -179,8 +184,9 @@ def _embedded(kernels: Kernels, alike: Sequence[np.ndarray]) -> np.ndarray:
     """float64[N, D]: sizes, remainders, and in what else kernels are alike or not."""
     columns = kernels.columns
     area = np.array([_area(one) for one in kernels.types])
+    group = np.array([group_size(one) if one.startswith("groupconv") else 1 for one in kernels.types])
     positions = columns["out_height"] * columns["out_width"]
-    sizes = [np.log2(size) for size in (columns["cin"], columns["cout"], positions, columns["batch"], area)]
+    sizes = [np.log2(size) for size in (columns["cin"], columns["cout"], positions, columns["batch"], area, group)]
     remainders = [
         (columns[name] % block == 0) * distance
         for name in ("cin", "cout")

@@ -52,6 +52,59 @@ def measured_against_predicted(
     )
 
 
+def one_gene_differences(
+    device: Device,
+    network: Network,
+    predictor: LatencyPredictor,
+    samples: int,
+    seed: int,
+    progress: Progress = lambda done: None,
+) -> pd.DataFrame:
+    """A second way to see what a layer costs, without the profiler: pairs of structures that differ in one gene only.
+
+    Returns:
+        One row a pair: gene, narrow, wide, latency_ms (of the wide one), and how much longer the wide one takes:
+        measured_ms, predicted_ms, and profiled_ms (by the kernels' shares alone).
+    """
+    rng = np.random.default_rng([seed, samples])
+    free = [index for index, gene in enumerate(network.genes) if len(gene.choices) > 1]
+    genes = rng.choice(free, samples)
+    narrow = quick_plan(network, samples + 2, seed=seed + 2_000_003)[2 : 2 + samples]
+    genes = genes[: len(narrow)]
+    wide = narrow.copy()
+    for row, gene in enumerate(genes):
+        choices = network.genes[gene].choices
+        narrow[row, gene], wide[row, gene] = choices[len(choices) // 4 if len(choices) > 3 else 0], choices[-1]
+    pairs = np.stack([narrow, wide], axis=1).reshape(-1, narrow.shape[1])
+    measured = _measured(device, [network.onnx(widths) for widths in pairs], progress)
+    latency_ms = np.array([one.latency_ms for one in measured]).reshape(-1, 2)
+    predicted, profiled = (how(network, pairs).reshape(-1, 2) for how in (predictor.predict_widths, predictor.profiled_ms))
+    return pd.DataFrame(
+        {
+            "gene": [network.genes[gene].name for gene in genes],
+            "narrow": narrow[np.arange(len(genes)), genes],
+            "wide": wide[np.arange(len(genes)), genes],
+            "latency_ms": latency_ms[:, 1],
+            "measured_ms": np.diff(latency_ms)[:, 0],
+            "predicted_ms": np.diff(predicted)[:, 0],
+            "profiled_ms": np.diff(profiled)[:, 0],
+        }
+    )
+
+
+def differences_summary(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """How far predicted and profiled differences are from measured ones: medians, of the latency and of the difference."""
+    result = {}
+    for name in ("predicted", "profiled"):
+        off = np.abs(rows[f"{name}_ms"] - rows["measured_ms"])
+        result[name] = {
+            "of_latency": float((off / rows["latency_ms"]).median()),
+            "of_difference": float((off / rows["measured_ms"].abs()).median()),
+            "correlation": float(np.corrcoef(rows[f"{name}_ms"], rows["measured_ms"])[0, 1]),
+        }
+    return result
+
+
 def fresh_structures(network: Network, predictor: LatencyPredictor, samples: int, seed: int) -> np.ndarray:
     """int64[P, L]: up to `samples` random structures that the predictor's table does not hold."""
     drawn = quick_plan(network, 3 * samples + 2, seed=seed + 1_000_003)[2:]  # without the two ends, which every table has

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
@@ -18,6 +19,7 @@ def main(
     device: Annotated[str, Option(help="ort or trt.")] = "ort",
     network: Annotated[str, Option(help="Network whose structures are measured.")] = "mobilenet_v1",
     samples: Annotated[int, Option(min=2, help="Random structures.")] = 50,
+    pairs: Annotated[int, Option(min=2, help="Pairs of structures that differ in one gene.")] = 20,
     seed: Annotated[int, Option(min=0, help="Of the random structures.")] = 0,
     input_size: Annotated[int, Option(min=8, help="Side of the images in pixels.")] = 224,
     batch: Annotated[int, Option(min=1, help="Images in a batch.")] = 1,
@@ -28,29 +30,41 @@ def main(
     lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
     json_out: Annotated[Path | None, Option("--json", help="Also write all figures and rows to this file.")] = None,
 ) -> None:
-    """Measure SAMPLES structures that the table does not hold and compare."""
+    """Measure SAMPLES structures that the table does not hold, twice, and compare."""
     with reported_by_command():
         from latency import open_device, trace
         from latency.alignment import alignment_of
         from latency.predictor import LatencyPredictor
         from latency.table import LatencyTable
-        from latency.validation import measured_against_predicted, summary
+        from latency.validation import differences_summary, measured_against_predicted, one_gene_differences, summary
         from pruning.networks import load
 
         opened = open_device(device, threads=threads, precision=precision)
         shape = (batch, 3, input_size, input_size)
-        traced = trace(load(network, num_classes), shape, align=align or alignment_of(opened, lut), name=network)
+        multiple = align or alignment_of(opened, lut)
+        traced = trace(load(network, num_classes), shape, align=multiple, name=network)
         predictor = LatencyPredictor(LatencyTable.open(lut, opened.fingerprint()))
-        with tqdm(total=3 * samples, desc="measuring twice, and kernel by kernel", dynamic_ncols=True) as meter:
+        with tqdm(total=3 * samples + 2 * pairs, desc="measuring", dynamic_ncols=True) as meter:
             rows = measured_against_predicted(opened, traced, predictor, samples, seed, meter.update)
-        figures = summary(rows)
+            differences = one_gene_differences(opened, traced, predictor, pairs, seed, meter.update)
+        figures = {"structures": summary(rows), "one gene changed": differences_summary(differences)}
         print(
-            f"{network} at {input_size}x{input_size}, batch {batch}, {threads} thread(s), {len(rows)} structures never profiled"
+            f"{network} at {input_size}x{input_size}, widths in multiples of {multiple}, batch {batch}, {threads} thread(s): "
+            f"{len(rows)} structures never profiled, {predictor.table.count(traced)} in the table"
         )
-        for name, values in figures.items():
-            print(f"  {name:17}" + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
+        _show(figures)
         if json_out is not None:
-            json_out.write_text(json.dumps({"figures": figures, "rows": rows.to_dict("records")}, indent=2) + "\n")
+            setting = {"network": network, "input_size": input_size, "align": multiple, "batch": batch, "threads": threads}
+            records = {"rows": rows.to_dict("records"), "differences": differences.to_dict("records")}
+            json_out.parent.mkdir(parents=True, exist_ok=True)
+            json_out.write_text(json.dumps(setting | {"seed": seed, "figures": figures} | records, indent=2) + "\n")
+
+
+def _show(figures: Mapping[str, Mapping[str, Any]]) -> None:
+    for title, group in figures.items():
+        print(f"  {title}")
+        for name, values in group.items():
+            print(f"    {name:17}" + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
 
 
 if __name__ == "__main__":

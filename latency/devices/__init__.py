@@ -26,8 +26,9 @@ class LoadedModel(Protocol):
         Called once, before `time_ms`.
         """
 
-    def time_ms(self, runs: int) -> np.ndarray:
-        """float64[runs]: end-to-end milliseconds of single runs, without profiler."""
+    def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
+        """End-to-end milliseconds of single runs, without profiler: float64[runs]; and bool[runs], which of them had the
+        device to themselves, as far as it can tell."""
 
     def close(self) -> None:
         """Release everything."""

@@ -95,16 +95,22 @@ class OrtModel:
                 operations[event["name"]] = event["args"]["op_name"]
         return [(_name(event, operations[event]), float(np.mean(_quiet(ms[2:])))) for event, ms in durations.items()]
 
-    def time_ms(self, runs: int) -> np.ndarray:
-        """Runs during which another process took the core are repeated, each up to `PATIENCE` times."""
+    def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
+        """A run during which another process took the core is repeated, up to `PATIENCE` times, after a pause: who has
+        slept is left alone for a while."""
         quiet: list[float] = []
         disturbed: list[float] = []
         while len(quiet) < runs and len(quiet) + len(disturbed) < PATIENCE * runs:
             preempted, begun = preemptions(), time.perf_counter()
             self._session.run_with_iobinding(self._binding)
-            elapsed = (time.perf_counter() - begun) * 1000
-            (quiet if preemptions() == preempted else disturbed).append(elapsed)
-        return np.array((quiet + sorted(disturbed))[:runs])
+            elapsed = time.perf_counter() - begun
+            if preemptions() == preempted:
+                quiet.append(elapsed * 1000)
+            else:
+                disturbed.append(elapsed * 1000)
+                time.sleep(elapsed)
+        times = np.array((quiet + sorted(disturbed))[:runs])
+        return times, np.arange(runs) < len(quiet)
 
     def close(self) -> None:
         self._session = self._binding = None

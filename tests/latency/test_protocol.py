@@ -16,10 +16,11 @@ class Scripted:
     def profile(self, runs: int):
         return self.inner.profile(runs)
 
-    def time_ms(self, runs: int) -> np.ndarray:
+    def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
+        """A negative number is a disturbed round."""
         self.calls += 1
         factor = self.script[(self.calls - 3) % len(self.script)] if self.calls > 2 else 1.0  # two warm-up calls
-        return self.inner.time_ms(runs) * factor
+        return self.inner.time_ms(runs)[0] * abs(factor), np.full(runs, factor > 0)
 
     def close(self) -> None:
         self.closed = True
@@ -47,6 +48,18 @@ def test_a_burst_of_noise_leaves_the_latency_alone(lawful, tiny_network) -> None
     assert measured.latency_ms == pytest.approx(truth)
     assert len(measured.rounds_ms) == Protocol().rounds
     assert measured.rounds_ms.max() == pytest.approx(9 * truth)
+
+
+def test_disturbed_rounds_do_not_count(lawful, tiny_network) -> None:
+    measured, truth, _ = measured_with(lawful, tiny_network, [1, 1, 1, -0.5, -0.5, -7, 1, 1])
+    assert measured.stable
+    assert measured.latency_ms == pytest.approx(truth)
+
+
+def test_a_measurement_that_was_always_disturbed_is_not_stable(lawful, tiny_network) -> None:
+    measured, truth, _ = measured_with(lawful, tiny_network, [-1.0])
+    assert not measured.stable
+    assert measured.latency_ms == pytest.approx(truth)
 
 
 def test_unstable_rounds_are_repeated_up_to_the_limit_and_flagged(lawful, tiny_network) -> None:
