@@ -36,7 +36,7 @@ NOISE = 0.04
 RESOLUTION_MS = 1e-3
 """Profilers count microseconds: differences far below that carry no information."""
 
-MOST_ROWS = 500
+MOST_ROWS = 400
 """Kernels of one family that the process is conditioned on; more are drawn from at random."""
 
 SIZES, REMAINDERS, VARIANTS = slice(0, 6), slice(6, 12), slice(12, None)
