@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +141,21 @@ class LatencyPredictor:
         flat = self._summed(network, np.atleast_2d(network.check_widths(widths))).kernels
         return self._regressor.predict(flat).reshape(-1, len(network.template.kernels)).sum(axis=1)
 
+    def kernel_grid(self, network: Network, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What one kernel of `network` costs for all its channels: cin int64[A], cout int64[B], ms float64[A, B].
+
+        Args:
+            place: its position in `network.template.kernels`. Channels run over the genes' choices.
+        """
+        grid = [
+            np.unique([axis.length(np.array(widths)) for widths in _each_choice(network)])
+            for axis in network.template.kernel_axes[place]
+        ]
+        cin, cout = np.meshgrid(*grid, indexing="ij")
+        kernel = network.template.kernels[place].kernel
+        summed = self._sum(self._model(network.signature), [kernel], cin.reshape(-1, 1), cout.reshape(-1, 1), [place])
+        return grid[0], grid[1], summed.costs.reshape(cin.shape)
+
     def latency_cost(self, network: Network) -> LatencyCost:
         """The per-gene-pair tables of `network` over its genes' choices; made once."""
         key = (network.signature, network.align)
@@ -229,9 +244,8 @@ class LatencyPredictor:
         return result
 
     def _band(self, summed: _Summed) -> tuple[np.ndarray, np.ndarray]:
-        low, high = summed.model.band
-        deviation = self._deviation(summed)
-        return summed.latency_ms * np.exp(low * deviation), summed.latency_ms * np.exp(high * deviation)
+        low, high = (summed.model.reach(quantile, self._deviation(summed)) for quantile in summed.model.band)
+        return summed.latency_ms * np.exp(low), summed.latency_ms * np.exp(high)
 
     def _model(self, signature: str) -> LatencyModel:
         """The network's own where there are enough of its structures in the table, else the shared one."""
@@ -278,6 +292,13 @@ class _Summed:
     def places(self) -> Places:
         scores = self.model.calibration.constant + self.base.sum(axis=1)
         return Places(self.base / scores[:, None], np.log(self.cin), np.log(self.cout))
+
+
+def _each_choice(network: Network) -> Iterator[tuple[int, ...]]:
+    """The unpruned network with one gene changed, to each of its choices."""
+    for index, gene in enumerate(network.genes):
+        for choice in gene.choices:
+            yield (*network.max_widths[:index], choice, *network.max_widths[index + 1 :])
 
 
 def _flattened(kernels: Sequence[Kernel], cin: np.ndarray, cout: np.ndarray) -> Kernels:

@@ -216,18 +216,43 @@ def test_build_lut_measures_resumes_and_validates(workplace) -> None:
     )
     assert re.search(r"tinynet:wide: \d+ structures measured", full.stdout)
     validated = command(
-        [str(ROOT / "tools/validate_lut.py"), *options, "--lut", "tables", "--samples", "8", "--json", "v.json"], workplace
+        [
+            str(ROOT / "tools/validate_lut.py"),
+            *options,
+            "--lut",
+            "tables",
+            "--samples",
+            "8",
+            "--pairs",
+            "3",
+            "--json",
+            "v.json",
+        ],
+        workplace,
     )
-    figures = json.loads((workplace / "v.json").read_text())["figures"]
-    assert f"mape {figures['predictor']['mape']:.3f}" in validated.stdout
-    assert len(json.loads((workplace / "v.json").read_text())["rows"]) == 8
+    written = json.loads((workplace / "v.json").read_text())
+    assert f"mape {written['figures']['structures']['predictor']['mape']:.3f}" in validated.stdout
+    assert len(written["rows"]) == 8
+    assert len(written["differences"]) == 3
+    adaptive = command(
+        [str(ROOT / "tools/build_lut.py"), *options, "--coverage", "adaptive", "--minutes", "0.05", "--out", "tables"],
+        workplace,
+    )
+    assert "mean error on structures before they were measured" in adaptive.stdout
+    (table,) = (workplace / "tables").glob("ort-*")
+    drawing = ["--layer", "1", "--lut", str(table), "--align", "8", "--validation", "v.json", "--out", "lut.png"]
+    command([str(ROOT / "tools/plot_lut.py"), *options, *drawing], workplace)
+    assert (workplace / "lut.png").read_bytes().startswith(b"\x89PNG")
+    refused = command([str(ROOT / "tools/plot_lut.py"), *options, *drawing, "--layer", "99"], workplace, code=2)
+    assert "--layer 99 given" in refused.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--device", "trt"], "driver|pip install|cannot measure yet"),
-        (["--coverage", "half"], "expected full or quick"),
+        (["--coverage", "half"], "expected one of quick, adaptive, full"),
+        (["--minutes", "3"], "needs --coverage adaptive"),
         (["--network", "nothing"], "is unknown"),
         (["--out", "tinynet.py"], "Choose another"),
         (["--threads", "0"], "1 or more"),

@@ -51,10 +51,10 @@ def main(
         from pruning.networks import load
 
         opened = open_device(device, threads=threads, precision=precision)
+        modules = {name: load(name, num_classes) for name in network or ["mobilenet_v1"]}
         multiple = align or alignment_of(opened, out)
-        for name in network or ["mobilenet_v1"]:
-            shape = (batch, 3, input_size, input_size)
-            traced = trace(load(name, num_classes), shape, align=multiple, name=name)
+        for name, module in modules.items():
+            traced = trace(module, (batch, 3, input_size, input_size), align=multiple, name=name)
             print(f"{name}: {len(traced.genes)} genes, widths in multiples of {multiple}")
             table = LatencyTable.open(out, opened.fingerprint())
             begun, before = time.monotonic(), len(table)

@@ -41,9 +41,10 @@ def main(
 
         opened = open_device(device, threads=threads, precision=precision)
         shape = (batch, 3, input_size, input_size)
-        multiple = align or alignment_of(opened, lut)
-        traced = trace(load(network, num_classes), shape, align=multiple, name=network)
         predictor = LatencyPredictor(LatencyTable.open(lut, opened.fingerprint()))
+        module = load(network, num_classes)
+        multiple = align or alignment_of(opened, lut)
+        traced = trace(module, shape, align=multiple, name=network)
         with tqdm(total=3 * samples + 2 * pairs, desc="measuring", dynamic_ncols=True) as meter:
             rows = measured_against_predicted(opened, traced, predictor, samples, seed, meter.update)
             differences = one_gene_differences(opened, traced, predictor, pairs, seed, meter.update)

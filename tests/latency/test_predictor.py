@@ -15,7 +15,7 @@ from latency.calibration import MonotoneLink
 from latency.coverage import quick_plan
 from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
-from latency.validation import agreement, measured_against_predicted, summary
+from latency.validation import agreement, differences_summary, measured_against_predicted, one_gene_differences, summary
 
 
 def cached(total: float) -> float:
@@ -209,6 +209,15 @@ def test_importing_latency_loads_nothing_heavy() -> None:
     code = f"import sys, latency; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_differences_of_one_gene_are_measured_without_the_profiler(predictor, nonlinear, tiny_network) -> None:
+    rows = one_gene_differences(nonlinear, tiny_network, predictor, samples=12, seed=0)
+    assert len(rows) == 12
+    assert (rows["wide"] > rows["narrow"]).all()
+    figures = differences_summary(rows)
+    assert figures["predicted"]["of_latency"] < 0.02
+    assert figures["predicted"]["correlation"] > 0.95
 
 
 def test_isolated_kernels_of_an_additive_device_add_up(lawful, tiny_network, rng, random_widths) -> None:

@@ -1,0 +1,43 @@
+"""The alignment probe, on devices whose blocks are known."""
+
+import json
+
+import numpy as np
+import pytest
+
+import latency
+from latency.alignment import alignment_of, probe, proposed
+from latency.kernels import Kernel
+
+
+def padded(block: int):
+    """A device that computes whole blocks of channels."""
+
+    def ms(kernel: Kernel) -> float:
+        cin, cout = (int(np.ceil(size / block) * block) for size in (kernel.cin, kernel.cout))
+        return 1e-6 * (cin if kernel.type.startswith("conv") else 10) * cout * kernel.out_height * kernel.out_width
+
+    return ms
+
+
+@pytest.mark.parametrize("block", [1, 8, 16, 32])
+def test_the_block_of_a_device_is_found(block: int, lawful_type) -> None:
+    assert proposed(probe(lawful_type(law=padded(block)))) == block
+
+
+def test_a_finer_multiple_that_is_fast_by_chance_is_not_proposed() -> None:
+    assert proposed({1: 0.7, 2: 0.0, 4: 0.3, 8: 0.04, 16: 0.0, 32: 0.0}) == 8
+    assert proposed({1: 0.7, 2: 0.7, 4: 0.3, 8: 0.2, 16: 0.2, 32: 0.1}) == 32
+
+
+def test_the_result_is_kept_beside_the_table(lawful_type, tmp_path, monkeypatch) -> None:
+    device = lawful_type(law=padded(8))
+    assert alignment_of(device, tmp_path) == 8
+    stored = json.loads(next(tmp_path.glob("*/alignment.json")).read_text())
+    assert stored["overheads"]["1"] > 0.02 >= abs(stored["overheads"]["8"])
+    monkeypatch.setattr("latency.alignment.measure", lambda *args: pytest.fail("measured again"))
+    assert alignment_of(device, tmp_path) == 8
+
+
+def test_the_real_device_has_one(tmp_path) -> None:
+    assert alignment_of(latency.open_device("ort"), tmp_path) in (1, 2, 4, 8, 16, 32)
