@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from latency.network import Gene, Network
     from latency.predictor import LatencyPredictor, Prediction, load_predictor
     from latency.table import LatencyTable
-    from latency.trace import trace
+    from latency.tracing import trace
 
 __all__ = [
     "Device",
@@ -59,7 +59,7 @@ _HOMES = {
     "load_predictor": "predictor",
     "Measurement": "measurement",
     "LatencyTable": "table",
-    "trace": "trace",
+    "trace": "tracing",
 }
 
 

@@ -60,7 +60,7 @@ def proposed(overheads: Mapping[int, float]) -> int:
 def _network() -> Network:
     from torch import nn
 
-    from latency.trace import trace
+    from latency.tracing import trace
 
     width = WIDTHS[-1]
     layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), nn.ReLU()]

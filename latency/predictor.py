@@ -110,7 +110,7 @@ class LatencyPredictor:
             return self._predict([one.kernel for one in find_kernels(proto)], signature, on_missing)
         if input_shape is None:
             raise PredictionError("a module was given without input_shape; pass input_shape=(1, 3, 224, 224), for example.")
-        from latency.trace import trace
+        from latency.tracing import trace
 
         network = trace(model, input_shape)
         return self._predict([one.kernel for one in network.template.kernels], network.signature, on_missing)

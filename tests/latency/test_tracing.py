@@ -167,3 +167,15 @@ def test_torchvision_networks_beyond_reach_raise(name: str) -> None:
 def test_wrong_input_shapes_are_refused(tiny_module, shape) -> None:
     with pytest.raises(latency.TraceError, match="N, C, H, W"):
         latency.trace(tiny_module, shape)
+
+
+def test_the_public_name_survives_imports_of_the_package() -> None:
+    """A submodule of the same name would replace it as soon as anything imports that."""
+    import pkgutil
+    import subprocess
+    import sys
+
+    modules = {module.name for module in pkgutil.iter_modules(latency.__path__)}
+    assert not modules & set(latency.__all__)
+    code = "import latency, latency.predictor, latency.tracing, latency.alignment; assert callable(latency.trace)"
+    subprocess.run([sys.executable, "-c", code], check=True)
