@@ -50,15 +50,21 @@ def slug(fingerprint: Mapping[str, str]) -> str:
     return f"{front}-{threads}{digest}"
 
 
-def require_same(found: Mapping[str, str], expected: Mapping[str, str], where: str) -> None:
-    """Raise TableError naming the first entry in which two fingerprints differ, and both values."""
+def difference(found: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
+    """The first entry in which two fingerprints differ, and both values, in words."""
     for key in sorted(set(found) | set(expected)):
         if found.get(key) != expected.get(key):
-            raise TableError(
-                f"{where} was measured with {key} '{found.get(key, 'not stated')}', this is "
-                f"'{expected.get(key, 'not stated')}'. Rows of different devices never mix; choose another folder or "
-                "remove that table."
-            )
+            return f"with {key} '{found.get(key, 'not stated')}', this is '{expected.get(key, 'not stated')}'"
+    return None
+
+
+def require_same(found: Mapping[str, str], expected: Mapping[str, str], where: str) -> None:
+    """Raise TableError naming the first entry in which two fingerprints differ, and both values."""
+    differs = difference(found, expected)
+    if differs:
+        raise TableError(
+            f"{where} was measured {differs}. Rows of different devices never mix; choose another folder or remove that table."
+        )
 
 
 @dataclass(frozen=True)

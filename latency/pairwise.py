@@ -20,6 +20,9 @@ from latency.axis import AnyAxis
 MERGED_ENTRIES = 2**15
 """Entries of a merged table: 256 KiB, which the second-level cache holds."""
 
+ELIMINATION_ENTRIES = 2**22
+"""Entries of the largest table that looking for the cheapest structure may make."""
+
 BLOCK = 4096
 """Structures costed at a time: their indices stay in the cache."""
 
@@ -174,7 +177,9 @@ class PairwiseCost:
         """int64[L]: choice indices of the cheapest structure, exactly, by eliminating one gene after another.
 
         Dynamic programming on the graph of gene pairs: the gene with the fewest neighbours is minimised out
-        first, leaving a table over its neighbours. Chains and residual stages never need more than three axes.
+        first, leaving a table over its neighbours. Chains and residual stages never need more than three axes. Where
+        everything is connected to everything (DenseNet) and a table would outgrow ELIMINATION_ENTRIES, it is the best that
+        changing one gene at a time reaches from the narrowest structure: the cheapest, where wider is never cheaper.
         """
         factors = dict(self.tables)
         decisions: list[tuple[int, tuple[int, ...], np.ndarray]] = []
@@ -182,6 +187,8 @@ class PairwiseCost:
         while remaining:
             gene = min(remaining, key=lambda g: len(_neighbours(g, factors)))
             scope = tuple(sorted(_neighbours(gene, factors)))
+            if math.prod(len(self.choices[g]) for g in (*scope, gene)) > ELIMINATION_ENTRIES:
+                return self._descended()
             joint = np.zeros(tuple(len(self.choices[g]) for g in (*scope, gene)))
             for genes in [genes for genes in factors if gene in genes]:
                 joint = joint + _aligned(factors.pop(genes), genes, (*scope, gene))
@@ -194,6 +201,16 @@ class PairwiseCost:
         for gene, scope, choice in reversed(decisions):
             best[gene] = choice[tuple(best[g] for g in scope)]
         return best
+
+    def _descended(self) -> np.ndarray:
+        """int64[L]: where changing one gene at a time gets no cheaper, from the narrowest structure."""
+        index = np.zeros(len(self.choices), dtype=np.int64)
+        cost = np.inf
+        while self.at(index[None])[0] < cost:
+            cost = self.at(index[None])[0]
+            for gene in range(len(index)):
+                index[gene] = self.conditional(gene, index[None])[0].argmin()
+        return index
 
     def conditional(self, gene: int, indices: np.ndarray) -> np.ndarray:
         """float64[P, K]: what each choice of `gene` adds, all other genes held at `indices` [P, L]."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latency.errors import TableError
-from latency.fingerprint import Fingerprint, require_same, slug
+from latency.fingerprint import Fingerprint, difference, require_same, slug
 from latency.kernels import KERNEL_FIELDS
 from latency.measurement import Measurement
 from latency.network import Network
@@ -165,22 +166,33 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def find_table(device: str, root: str | os.PathLike[str], fingerprint: Fingerprint | None = None) -> LatencyTable:
-    """The table of `device` under `root`: the only one there, else the one with this machine's `fingerprint`.
+    """The table of `device` under `root`: the one with this machine's `fingerprint`, else the only one, with a warning.
 
     Raises:
         TableError: none, or several of which none is this machine's.
     """
     tables = [LatencyTable.read(folder) for folder in sorted(Path(root).glob(f"{device}-*")) if any(folder.glob("*.parquet"))]
-    if len(tables) == 1:
-        return tables[0]
     for table in tables:
         if table.fingerprint == fingerprint:
             return table
+    if len(tables) == 1:
+        _warn_of_another_device(tables[0], fingerprint)
+        return tables[0]
     there = ", ".join(f"'{table.path}'" for table in tables) or "none"
     raise TableError(
         f"no single latency table for device '{device}' under '{root}' (found: {there}); give its path, or build one "
         f"for this machine with: python tools/build_lut.py --device {device}"
     )
+
+
+def _warn_of_another_device(table: LatencyTable, fingerprint: Fingerprint | None) -> None:
+    differs = difference(table.fingerprint, fingerprint) if fingerprint else None  # None: cannot be opened here anyway
+    if differs:
+        warnings.warn(
+            f"the only table, '{table.path}', was measured {differs}. Give its path to say that it is meant, or build one "
+            "for this machine with: python tools/build_lut.py",
+            stacklevel=4,
+        )
 
 
 def _read_part(file: Path) -> tuple[Fingerprint, pa.Table]:

@@ -39,6 +39,29 @@ def test_argmin_is_the_cheapest_of_all(cost: PairwiseCost) -> None:
 
 @given(problems())
 @settings(max_examples=40)
+def test_structures_given_as_widths_cost_the_same(cost: PairwiseCost) -> None:
+    """Through merged tables and an index by width, which is how millions a second are costed."""
+    index = all_indices(cost)
+    np.testing.assert_allclose(cost.at_widths(cost.widths(index)), cost.at(index))
+
+
+def test_widths_that_are_no_choice_are_not_costed_from_tables() -> None:
+    cost = PairwiseCost((np.array([2, 5]), np.array([1, 3])), 0.0, {(0, 1): np.arange(4.0).reshape(2, 2)})
+    assert cost.at_widths(np.array([[2, 1], [5, 3]])).tolist() == [0.0, 3.0]
+    assert cost.at_widths(np.array([[2, 1], [4, 3]])) is None
+
+
+def test_the_cheapest_of_a_densely_connected_network_is_found_without_its_table() -> None:
+    """24 genes, all pairs: an exact table would have 4²⁴ entries. Wider is never cheaper here, so the answer is known."""
+    genes = range(24)
+    rng = np.random.default_rng(0)
+    tables = {pair: rng.random((4, 4)).cumsum(0).cumsum(1) for pair in itertools.combinations(genes, 2)}
+    cost = PairwiseCost(tuple(np.arange(4) + 1 for _ in genes), 0.0, tables)
+    assert cost.argmin().tolist() == [0] * 24
+
+
+@given(problems())
+@settings(max_examples=40)
 def test_conditional_is_the_difference_that_one_gene_makes(cost: PairwiseCost) -> None:
     index = all_indices(cost)[::3]
     for gene in range(len(cost.choices)):

@@ -130,6 +130,8 @@ def test_tables_are_found_by_device_name(table, tmp_path, lawful) -> None:
     with pytest.raises(latency.TableError, match=r"found: none.*build_lut"):
         find_table("ort", tmp_path)
     other = {**lawful.fingerprint(), "threads": "2"}
+    with pytest.warns(UserWarning, match="measured with threads '1', this is '2'"):
+        assert len(find_table("lawful", tmp_path, other)) == len(table)
     twin = LatencyTable.open(tmp_path, other)
     twin.path.mkdir()
     (twin.path / "table.parquet").write_bytes(stamped(table, milliprune_fingerprint=json.dumps(other)))
