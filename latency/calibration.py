@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from latency.kernels import family_of
-from latency.regression import TERMS
+from latency.physics import TERMS
 
 KNOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
 """Quantiles of the scores between which the link is linear: closer together among the small networks."""
@@ -35,7 +35,7 @@ class KernelRows:
 
     Attributes:
         types: str[N]. ms: float64[N], of the regression, not fitted to these very rows.
-        terms: float64[N, TERMS], see `regression.physical_terms`. structure: int[N] in 0 … S-1.
+        terms: float64[N, TERMS], see `physics.physical_terms`. structure: int[N] in 0 … S-1.
     """
 
     types: np.ndarray

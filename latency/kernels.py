@@ -7,6 +7,7 @@ its activation and the addition of an already computed shortcut. A device whose 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -44,6 +45,12 @@ class Kernel:
 def family_of(kernel_type: str) -> str:
     """A type without its epilogue: "conv3x3s2"."""
     return kernel_type.partition("+")[0]
+
+
+def window_area(kernel_type: str) -> int:
+    """Positions of the sliding window: 9 for "conv3x3s2+relu", 1 without a window."""
+    window = re.search(r"(\d+)x(\d+)s", kernel_type)
+    return int(window.group(1)) * int(window.group(2)) if window else 1
 
 
 def group_size(kernel_type: str) -> int:

@@ -20,7 +20,8 @@ from latency.kernels import Kernel, family_of, find_kernels, group_size, ungroup
 from latency.model import LatencyModel
 from latency.network import Network
 from latency.pairwise import PairwiseCost, Term, linear_terms
-from latency.regression import SHAPE_FIELDS, KernelRegressor, Kernels
+from latency.physics import SHAPE_FIELDS, Kernels
+from latency.regression import KernelRegressor
 from latency.table import LatencyTable, find_table
 from latency.template import SIGNATURE_KEY
 

@@ -9,20 +9,16 @@ steps and cliffs (alignment, layout conversions); far from them what similar ope
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import nnls
 
 from latency.gaussian import Posterior, condition, squared_distances
-from latency.kernels import KERNEL_FIELDS, Kernel, family_of, group_size
-
-SHAPE_FIELDS = tuple(name for name in KERNEL_FIELDS if name != "type")
-BLOCKS = (4, 8, 16)
-"""Channel blocks of vector units; the largest is what padded sizes are computed with."""
+from latency.kernels import KERNEL_FIELDS, Kernel, family_of, group_size, window_area
+from latency.physics import BLOCKS, RESOLUTION_MS, SHAPE_FIELDS, Kernels, Physics
 
 REMAINDER_DISTANCES = (1.0, 0.5, 0.5)
 """How unlike two channel counts are, of which only one is a multiple of each block; one is a doubling of the size."""
@@ -33,9 +29,6 @@ SCALES = (1.0, 2.0, 4.0)
 NOISE = 0.04
 """Relative scatter of one kernel's profiled time."""
 
-RESOLUTION_MS = 1e-3
-"""Profilers count microseconds: differences far below that carry no information."""
-
 MOST_ROWS = 400
 """Kernels of one family that the process is conditioned on; more are drawn from at random."""
 
@@ -44,83 +37,6 @@ SIZES, REMAINDERS, VARIANTS = slice(0, 6), slice(6, 12), slice(12, None)
 
 OFFSET_SCALE = 4.0
 """How much slower the offset of one variant varies with size than what all variants share."""
-
-TERMS = 6
-"""Columns of `physical_terms`."""
-
-Columns = Mapping[str, np.ndarray]
-
-
-def physical_terms(family: str, columns: Columns) -> np.ndarray:
-    """float64[N, TERMS]: 1, multiply-adds, the same on padded channels, weights, activations read and written, groups."""
-    batch, cin, cout = (columns[name].astype(np.float64) for name in ("batch", "cin", "cout"))
-    inside = columns["height"] * columns["width"] * batch
-    outside = columns["out_height"] * columns["out_width"] * batch
-    area, read = _area(family), _channels_read(family, cin)
-    padded_read, padded_cout = _channels_read(family, _padded(cin)), _padded(cout)
-    groups = np.zeros_like(cin)
-    if family.startswith("groupconv"):  # every group is padded by itself
-        padded_read, groups = _padded(read), cin / read
-        padded_cout = groups * _padded(cout / groups)
-    terms = (np.ones_like(cin), area * read * cout * outside, area * padded_read * padded_cout * outside, area * read * cout,
-             cin * inside + cout * outside, groups)  # fmt: skip
-    return np.stack(np.broadcast_arrays(*terms), axis=1)
-
-
-def _area(family: str) -> int:
-    """Positions of the sliding window: 9 for "conv3x3s2", 1 without a window."""
-    window = re.search(r"(\d+)x(\d+)s", family)
-    return int(window.group(1)) * int(window.group(2)) if window else 1
-
-
-def _channels_read(family: str, cin: np.ndarray) -> np.ndarray:
-    """Input channels behind one output: all of a product, those of its group, or its own."""
-    if family.startswith("groupconv"):
-        return np.full_like(cin, group_size(family))
-    return cin if family.startswith(("conv", "gemm", "matmul")) else np.ones_like(cin)
-
-
-def _padded(channels: np.ndarray) -> np.ndarray:
-    return np.ceil(channels / BLOCKS[-1]) * BLOCKS[-1]
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """N kernels: types str[N] with epilogue, shape columns int[N] each."""
-
-    types: np.ndarray
-    columns: Columns
-
-    @classmethod
-    def of(cls, frame: pd.DataFrame) -> Kernels:
-        """Those of rows of KERNEL_FIELDS."""
-        return cls(frame["type"].to_numpy(dtype=str), {name: frame[name].to_numpy() for name in SHAPE_FIELDS})
-
-    def take(self, index: np.ndarray) -> Kernels:
-        """Some of them."""
-        return Kernels(self.types[index], {name: column[index] for name, column in self.columns.items()})
-
-    def terms(self) -> np.ndarray:
-        """float64[N, TERMS]: `physical_terms` of each."""
-        result = np.zeros((len(self.types), TERMS))
-        families = np.array([family_of(one) for one in self.types])
-        for family in np.unique(families):
-            mask = families == family
-            result[mask] = physical_terms(str(family), {name: column[mask] for name, column in self.columns.items()})
-        return result
-
-
-class Physics:
-    """Least-squares prices of physical terms."""
-
-    def __init__(self, kernels: Kernels, ms: np.ndarray, rows: np.ndarray) -> None:
-        terms, weight = kernels.terms(), np.sqrt(rows) / (ms + 3 * RESOLUTION_MS)
-        scale = terms.mean(axis=0) + 1e-12
-        self._prices = nnls(terms / scale * weight[:, None], ms * weight)[0] / scale
-
-    def predict(self, kernels: Kernels) -> np.ndarray:
-        """float64[N] milliseconds."""
-        return np.maximum(kernels.terms() @ self._prices, RESOLUTION_MS / 10)
 
 
 class Level:
@@ -183,7 +99,7 @@ class Level:
 def _embedded(kernels: Kernels, alike: Sequence[np.ndarray]) -> np.ndarray:
     """float64[N, D]: sizes, remainders, and in what else kernels are alike or not."""
     columns = kernels.columns
-    area = np.array([_area(one) for one in kernels.types])
+    area = np.array([window_area(one) for one in kernels.types])
     group = np.array([group_size(one) if one.startswith("groupconv") else 1 for one in kernels.types])
     positions = columns["out_height"] * columns["out_width"]
     sizes = [np.log2(size) for size in (columns["cin"], columns["cout"], positions, columns["batch"], area, group)]
