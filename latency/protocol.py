@@ -30,17 +30,17 @@ class Protocol:
 
     rounds: int = 8
     fewest_rounds: int = 4
-    timed_ms: float = 200.0  # what takes longer than this in all its rounds gets fewer of them
+    timed_ms: float = 80.0  # what takes longer than this in all its rounds gets fewer of them
     round_ms: float = 8.0  # at least this long, and at least `min_runs` runs
     min_runs: int = 3
     warmup_ms: float = 15.0
-    profiled_runs: int = 10
+    profiled_runs: int = 8
     quantile: float = 0.25  # of the rounds' medians
     max_spread: float = 0.04  # (median - low quantile) / low quantile of a stable measurement
     attempts: int = 3
 
 
-MANY_STRUCTURES = Protocol(rounds=4, profiled_runs=5, timed_ms=100.0)
+MANY_STRUCTURES = Protocol(rounds=4, profiled_runs=5)
 """Where a thousand structures are measured, each may be noisier."""
 
 
