@@ -19,13 +19,15 @@ from scipy.optimize import nnls
 from latency.kernels import family_of
 from latency.physics import TERMS
 
-KNOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
+KNOTS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 """Quantiles of the scores between which the link is linear: closer together among the small networks."""
 
 ROUNDS = 8
 """Times the sum and the link are fitted in turn: what the link takes up need not bend the sum."""
 
-SMOOTHNESS = 0.005
+SMOOTHNESS = 0.3
+"""Weight of a bend of the link, in structures: many structures may bend it more than few."""
+
 LEAST_SLOPE = 0.2
 
 
@@ -63,7 +65,7 @@ class MonotoneLink:
         x = np.log(scores)
         knots = np.unique(np.quantile(x, KNOTS))
         hats = np.stack([np.interp(x, knots, row) for row in np.eye(len(knots))], axis=1)
-        bends = np.diff(np.eye(len(knots)), 2, axis=0) * np.sqrt(SMOOTHNESS * len(x))
+        bends = np.diff(np.eye(len(knots)), 2, axis=0) * np.sqrt(SMOOTHNESS)
         target = np.concatenate([np.log(ms) - x, np.zeros(len(bends))])
         shift = np.linalg.lstsq(np.vstack([hats, bends]), target, rcond=None)[0]
         rises = np.maximum(np.diff(knots + shift), LEAST_SLOPE * np.diff(knots))
