@@ -13,6 +13,10 @@ SHORT_STRUCTURES = 160
 SHORT_MACS = 50_000_000
 """Networks below this run so short that profiles say little: more end-to-end times have to carry the fit."""
 
+LONG_STRUCTURES = 50
+LONG_MACS = 2_000_000_000
+"""Networks above this take long to measure, and their profiles say nearly everything."""
+
 
 def quick_plan(network: Network, structures: int | None = None, seed: int = 0) -> np.ndarray:
     """int64[P, L], P ≤ `structures`: the unpruned network, the smallest, and random ones of all sizes, none twice.
@@ -20,12 +24,18 @@ def quick_plan(network: Network, structures: int | None = None, seed: int = 0) -
     Half of them draw every gene freely; the others scatter around one common scale, since independent draws alone
     would all have about the same latency.
     """
-    if structures is None:
-        structures = SHORT_STRUCTURES if network.macs(network.max_widths) < SHORT_MACS else QUICK_STRUCTURES
+    structures = structures or _enough(network)
     rng = np.random.default_rng(seed)
     ends = [network.max_widths, tuple(gene.choices[0] for gene in network.genes)]
     drawn = [*ends, *(_random(network.genes, rng, index % 2 == 0) for index in range(structures - 2))]
     return np.array(list(dict.fromkeys(drawn)))
+
+
+def _enough(network: Network) -> int:
+    macs = network.macs(network.max_widths)
+    if macs < SHORT_MACS:
+        return SHORT_STRUCTURES
+    return LONG_STRUCTURES if macs > LONG_MACS else QUICK_STRUCTURES
 
 
 def _random(genes: Sequence[Gene], rng: np.random.Generator, scattered: bool) -> tuple[int, ...]:

@@ -52,19 +52,14 @@ class LatencyModel:
         return cls(calibration, correction, correction.noise, _band(held_out))
 
     @classmethod
-    def of_others(cls, rows: KernelRows, network: np.ndarray, latency_ms: np.ndarray) -> LatencyModel:
-        """For networks never measured, fitted to S structures of others; `network` int[S] says of which.
+    def of_others(cls, rows: KernelRows, latency_ms: np.ndarray) -> LatencyModel:
+        """For networks never measured, from S structures of others: kernels cost there what they cost here.
 
-        Its spread is that of networks left out whole; from one network alone nothing can be learned of others, and it
-        is taken to be twice that of left-out structures.
+        Its spread is how far sums of kernels whose own rows were not seen are from end-to-end times.
         """
-        groups = network if network.max() > 0 else np.arange(len(network)) % FOLDS
-        ratios = np.zeros(len(latency_ms))
-        for held in _held(groups):
-            calibration = Calibration.none()
-            ratios[held] = np.log(latency_ms[held] / _predicted(calibration, rows.of(held)))
-        spread = float(np.sqrt(np.mean(ratios**2))) * (1.0 if network.max() > 0 else 2.0)
-        return cls(Calibration.none(), None, max(spread, 1e-3), (-NORMAL, NORMAL))
+        calibration = Calibration.none()
+        ratios = np.log(latency_ms / _predicted(calibration, rows))
+        return cls(calibration, None, max(float(np.sqrt(np.mean(ratios**2))), 1e-3), (-NORMAL, NORMAL))
 
     def reach(self, quantile: float, deviation: np.ndarray) -> np.ndarray:
         """float64[P]: logarithm of an end of the band over the prediction, for structures of that deviation."""

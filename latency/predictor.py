@@ -161,6 +161,7 @@ class LatencyPredictor:
         """The per-gene-pair tables of `network` over its genes' choices; made once."""
         key = (network.signature, network.align)
         if key not in self._costs:
+            self._require_known([one.kernel for one in network.template.kernels], "raise")
             model = self._model(network.signature)
             terms = [term for place in range(len(network.template.kernels)) for term in self._terms(network, model, place)]
             score = network.pairwise(terms)
@@ -182,7 +183,10 @@ class LatencyPredictor:
     def _predict(self, kernels: Sequence[Kernel], signature: str, on_missing: str) -> Prediction:
         self._require_known(kernels, on_missing)
         cin, cout = (np.array([[getattr(kernel, name) for kernel in kernels]]) for name in ("cin", "cout"))
-        summed = self._sum(self._model(signature), kernels, cin, cout)
+        model = self._model(signature)
+        if model.correction is not None and model.correction.places != len(kernels):
+            model = self._model("")  # somebody has changed the graph since
+        summed = self._sum(model, kernels, cin, cout)
         low, high = self._band(summed)
         frame = pd.DataFrame(
             {
@@ -210,6 +214,7 @@ class LatencyPredictor:
 
     def _summed(self, network: Network, widths: np.ndarray) -> _Summed:
         kernels = [one.kernel for one in network.template.kernels]
+        self._require_known(kernels, "raise")
         lengths = [[axis.length(widths) for axis in pair] for pair in network.template.kernel_axes]
         cin, cout = (np.stack([np.broadcast_to(one[side], len(widths)) for one in lengths], axis=1) for side in (0, 1))
         return self._sum(self._model(network.signature), kernels, cin, cout)
@@ -265,8 +270,7 @@ class LatencyPredictor:
     def _shared_model(self) -> LatencyModel:
         groups = self._structures.groupby("signature", sort=False)
         chosen = (groups.cumcount() < SHARED_STRUCTURES).to_numpy()
-        latency_ms = self._structures["latency_ms"].to_numpy()[chosen]
-        return LatencyModel.of_others(self._rows.of(chosen), groups.ngroup().to_numpy()[chosen], latency_ms)
+        return LatencyModel.of_others(self._rows.of(chosen), self._structures["latency_ms"].to_numpy()[chosen])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,13 @@ from latency.coverage import full_plan, neighbours, quick_plan
 from pruning.networks import load
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "structures"), [("mobilenet_v1", 32, 160), ("mobilenet_v1", 224, 60), ("resnet50", 224, 50)]
+)
+def test_short_networks_need_more_structures_and_long_ones_fewer(name: str, size: int, structures: int) -> None:
+    assert len(quick_plan(latency.trace(load(name), (1, 3, size, size)))) == structures
+
+
 @pytest.mark.parametrize(("name", "align"), [("mobilenet_v1", 1), ("mobilenet_v1", 8), ("mobilenet_v2", 8), ("resnet50", 1)])
 def test_full_plan_shows_every_pair_of_choices_of_genes_that_share_a_layer(name: str, align: int) -> None:
     net = latency.trace(load(name), (1, 3, 64, 64), align=align)

@@ -93,6 +93,22 @@ def test_a_kernel_nothing_covers_raises_instead_of_costing_nothing(predictor) ->
     module = nn.Sequential(nn.Conv2d(3, 8, 7, stride=3), nn.Flatten(), nn.Linear(8 * 16, 4))
     with pytest.raises(latency.PredictionError, match="conv7x7s3"):
         predictor.predict(module, input_shape=(1, 3, 18, 18))
+    network = latency.trace(module, (1, 3, 18, 18))
+    for how in (predictor.predict_widths, predictor.predict_band, predictor.deviation):
+        with pytest.raises(latency.PredictionError, match="conv7x7s3"):
+            how(network, network.max_widths)
+
+
+def test_a_changed_graph_is_no_longer_that_network(predictor, tiny_network) -> None:
+    model = onnx.load_from_string(tiny_network.onnx(tiny_network.max_widths))
+    before = predictor.predict(model.SerializeToString())
+    last = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("Reshape", [last, "shape"], ["more"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 10]), "shape"))
+    model.graph.output[0].name = "more"
+    after = predictor.predict(model.SerializeToString())
+    assert len(after.kernels) == len(before.kernels) + 1
+    assert after.high_ms / after.low_ms > before.high_ms / before.low_ms
 
 
 def test_a_guess_says_that_it_is_one(predictor) -> None:
