@@ -68,6 +68,7 @@ class Correction:
     prior: Prior
     noise: float
     seen: Places
+    errors: np.ndarray
     posterior: Posterior
 
     @classmethod
@@ -91,7 +92,14 @@ class Correction:
     def conditioned(cls, prior: Prior, noise: float, seen: Places, errors: np.ndarray, latency_ms: np.ndarray) -> Correction:
         """As `fit`, with the prior and noise given."""
         posterior = condition(_covariance(prior, seen, seen), _noise(noise, latency_ms), errors)
-        return cls(prior, noise, seen, posterior)
+        return cls(prior, noise, seen, errors, posterior)
+
+    def agreeing(self, limit: float) -> np.ndarray:
+        """bool[S]: structures within `limit` robust standard deviations of what all others say of them."""
+        away = (self.errors - self.posterior.left_out) / self.posterior.left_out_deviation
+        scale = max(1e-9, float(np.median(np.abs(away))) * 1.4826)  # of a normal distribution
+        result: np.ndarray = np.abs(away) <= limit * scale
+        return result
 
     @property
     def places(self) -> int:

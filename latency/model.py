@@ -21,6 +21,9 @@ shows 0.5 to 1.3 % on ONNX Runtime."""
 NORMAL = 1.645
 """Quantile of a normal distribution at the ends of BAND."""
 
+OUTLIER = 3.0
+"""Structures this many standard deviations from what all others say were disturbed without showing it; they are left out."""
+
 FOLDS = 10
 BAND_STRUCTURES = 300
 """Structures that are held out, a tenth at a time, to see how wide the band has to be."""
@@ -44,9 +47,11 @@ class LatencyModel:
     @classmethod
     def of_network(cls, rows: KernelRows, cin: np.ndarray, cout: np.ndarray, latency_ms: np.ndarray) -> LatencyModel:
         """Fitted to S structures of one network: `rows` of K kernels for each, channels int[S, K], latencies [S]."""
-        calibration = Calibration.fit(rows, latency_ms)
-        places, errors = _places(calibration, rows, cin, cout, latency_ms)
-        correction = Correction.fit(places, errors, latency_ms)
+        calibration, correction = _fitted(rows, cin, cout, latency_ms)
+        agreeing = correction.agreeing(OUTLIER)
+        if not agreeing.all():
+            rows, cin, cout, latency_ms = rows.of(agreeing), cin[agreeing], cout[agreeing], latency_ms[agreeing]
+            calibration, correction = _fitted(rows, cin, cout, latency_ms)
         some = np.arange(len(latency_ms)) % max(1, len(latency_ms) // BAND_STRUCTURES) == 0
         held_out = _standardised(correction, rows.of(some), cin[some], cout[some], latency_ms[some])
         return cls(calibration, correction, correction.noise, _band(held_out))
@@ -80,6 +85,12 @@ class LatencyModel:
         factors = [self.correction.factor(place, cin[:, k], cout[:, k]) for k, place in enumerate(places)]
         result: np.ndarray = costs * np.stack(factors, axis=1)
         return result
+
+
+def _fitted(rows: KernelRows, cin: np.ndarray, cout: np.ndarray, latency_ms: np.ndarray) -> tuple[Calibration, Correction]:
+    calibration = Calibration.fit(rows, latency_ms)
+    places, errors = _places(calibration, rows, cin, cout, latency_ms)
+    return calibration, Correction.fit(places, errors, latency_ms)
 
 
 def _places(

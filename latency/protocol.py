@@ -3,8 +3,9 @@
 Noise is one-sided (other tenants of the machine), so means mislead. A model is timed in short rounds; each gives a
 median, a low quantile of the rounds is the latency, and all rounds are kept. The rounds of one model follow each other:
 taking turns with other models after every few runs, each finds cold caches, which costs up to 7 % and scatters by 2 %
-instead of 0.4 % (MobileNetV2, 224×224, one core). Whoever was disturbed is visited again after the others. Kernel times
-come from a profiler that slows what it watches: they are used as shares of the unprofiled end-to-end time.
+instead of 0.4 % (MobileNetV2, 224×224, one core). They come in two halves with all other models between, since other
+tenants slow a machine for a second at a time; who is still in doubt is visited again after the others. Kernel times come
+from a profiler that slows what it watches: they are used as shares of the unprofiled end-to-end time.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class Protocol:
     timed_ms: float = 80.0  # what takes longer than this in all its rounds gets fewer of them
     round_ms: float = 8.0  # at least this long, and at least `min_runs` runs
     min_runs: int = 3
-    warmup_ms: float = 15.0
+    warmup_ms: float = 10.0
     profiled_runs: int = 8
     quantile: float = 0.25  # of the rounds' medians
     max_spread: float = 0.04  # (median - low quantile) / low quantile of a stable measurement
-    attempts: int = 3
+    revisits: int = 3  # further halves for a model in doubt
 
 
 MANY_STRUCTURES = Protocol(rounds=4, profiled_runs=5)
@@ -90,9 +91,10 @@ class _Rounds:
 
 
 def _timed(loaded: Sequence[LoadedModel], protocol: Protocol) -> list[_Rounds]:
-    """Rounds of every model; those still unstable are visited again after all others, up to the limit."""
+    """Rounds of every model, half of them after all other models had their first half; then again those still unstable."""
     rounds = [_visited(one, protocol) for one in loaded]
-    for _ in range(protocol.attempts - 1):
+    rounds = [first.plus(_visited(one, protocol)) for first, one in zip(rounds, loaded, strict=True)]
+    for _ in range(protocol.revisits):
         for index, one in enumerate(loaded):
             if not rounds[index].stable(protocol):
                 rounds[index] = rounds[index].plus(_visited(one, protocol))
@@ -100,12 +102,12 @@ def _timed(loaded: Sequence[LoadedModel], protocol: Protocol) -> list[_Rounds]:
 
 
 def _visited(loaded: LoadedModel, protocol: Protocol) -> _Rounds:
-    """Warm up, see how many rounds of how many runs to make, and make them in one go."""
+    """Warm up, see how many rounds of how many runs to make, and make half of them in one go."""
     once = float(np.median(loaded.time_ms(protocol.min_runs)[0]))
     loaded.time_ms(math.ceil(protocol.warmup_ms / once))
     runs = max(protocol.min_runs, math.ceil(protocol.round_ms / once))
     affordable = math.ceil(protocol.timed_ms / (runs * once))
-    count = min(protocol.rounds, max(protocol.fewest_rounds, affordable))
+    count = math.ceil(min(protocol.rounds, max(protocol.fewest_rounds, affordable)) / 2)
     timed = [loaded.time_ms(runs) for _ in range(count)]
     ms = [np.median(times[quiet] if quiet.any() else times) for times, quiet in timed]
     return _Rounds(np.array(ms), np.array([quiet.any() for _, quiet in timed]))

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,19 @@ def test_unseen_structures_are_predicted_within_a_few_per_cent(predictor, nonlin
     error = predictor.predict_widths(tiny_network, structures) / truth(nonlinear, tiny_network, structures) - 1
     assert np.abs(error).mean() < 0.02
     assert np.abs(error).max() < 0.10
+
+
+def test_structures_that_were_disturbed_without_showing_it_are_left_out(
+    predictor, nonlinear, tiny_network, rng, random_widths
+) -> None:
+    rows = predictor.table.rows
+    slowed = np.where(np.arange(len(rows)) % 12 == 5, 1.25, 1.0)
+    latencies = pa.array(rows["latency_ms"].to_numpy() * slowed)
+    spoilt = rows.set_column(rows.schema.get_field_index("latency_ms"), "latency_ms", latencies)
+    table = LatencyTable(predictor.table.path, predictor.table.fingerprint, spoilt)
+    structures = random_widths(tiny_network, rng, 200)
+    error = LatencyPredictor(table).predict_widths(tiny_network, structures) / truth(nonlinear, tiny_network, structures) - 1
+    assert np.abs(error).mean() < 0.025
 
 
 def test_the_band_covers_what_it_says(predictor, nonlinear, tiny_network) -> None:

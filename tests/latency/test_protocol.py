@@ -66,7 +66,7 @@ def test_unstable_rounds_are_repeated_up_to_the_limit_and_flagged(lawful, tiny_n
     measured, _, device = measured_with(lawful, tiny_network, [1.0, 1.3, 1.6, 1.9, 2.2, 2.5, 2.8])
     protocol = Protocol()
     assert not measured.stable
-    assert len(measured.rounds_ms) == protocol.rounds * protocol.attempts
+    assert len(measured.rounds_ms) == protocol.rounds + protocol.revisits * protocol.rounds // 2
     assert "unstable" in repr(measured)
     assert device.loaded[0].closed
 
