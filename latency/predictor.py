@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 OWN_STRUCTURES = 20
 """A network with this many structures in the table has a model of its own, others share one."""
 
+FITTED_STRUCTURES = 300
+"""Structures of each network that everything is fitted to; of the others every kernel is looked up."""
+
 SHARED_STRUCTURES = 60
 """Structures of each network that the shared model is fitted to."""
 
@@ -72,10 +75,13 @@ class LatencyPredictor:
         if not stable.any():
             raise PredictionError(f"the table at '{table.path}' holds no stable measurement; build it on a quieter machine.")
         self.table = table
-        self._structures = table.structures[stable]
-        self._kernels = table.kernels[stable[table.kernels["structure"]]].reset_index(drop=True)
-        self._regressor = KernelRegressor(self._kernels)
-        position = np.cumsum(stable) - 1
+        fitted = stable & _evenly(table.structures["signature"])
+        self._structures = table.structures[fitted]
+        kernels = table.kernels[stable[table.kernels["structure"]]]
+        mine = fitted[kernels["structure"]]
+        self._regressor = KernelRegressor(kernels, mine)
+        self._kernels = kernels[mine].reset_index(drop=True)
+        position = np.cumsum(fitted) - 1
         self._rows = KernelRows(
             self._kernels["type"].to_numpy(dtype=str),
             self._regressor.unseen_ms,
@@ -297,6 +303,14 @@ class _Summed:
     def places(self) -> Places:
         scores = self.model.calibration.constant + self.base.sum(axis=1)
         return Places(self.base / scores[:, None], np.log(self.cin), np.log(self.cout))
+
+
+def _evenly(signatures: pd.Series) -> np.ndarray:
+    """bool[S]: FITTED_STRUCTURES or a few more of each network, evenly spread over its rows."""
+    groups = signatures.groupby(signatures, sort=False)
+    step = np.maximum(1, groups.transform("size").to_numpy() // FITTED_STRUCTURES)
+    result: np.ndarray = groups.cumcount().to_numpy() % step == 0
+    return result
 
 
 def _each_choice(network: Network) -> Iterator[tuple[int, ...]]:

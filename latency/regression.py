@@ -145,20 +145,24 @@ class KernelRegressor:
     """All kernels of one table: exact ones that were measured lean on their own rows, the rest is regressed.
 
     Args:
-        rows: data frame of KERNEL_FIELDS and ms.
+        rows: data frame of KERNEL_FIELDS and ms, all that are looked up.
+        fitted: bool[rows], those that the regression is fitted to.
 
     Attributes:
-        unseen_ms: float64[N], for each row its ms as if that row had not been seen.
+        unseen_ms: for each fitted row its ms as if that row had not been seen.
     """
 
     PRIOR_ROWS = 2
     """The regression counts as much as this many measured rows of the very kernel."""
 
-    def __init__(self, rows: pd.DataFrame) -> None:
+    def __init__(self, rows: pd.DataFrame, fitted: np.ndarray) -> None:
         groups = rows.groupby(list(KERNEL_FIELDS), sort=False)["ms"]
         distinct = pd.DataFrame({"ms": groups.mean(), "rows": groups.count()}).reset_index()
+        looked_up = zip(distinct["ms"].tolist(), distinct["rows"].tolist(), strict=True)
+        self._measured = dict(zip(_keys(Kernels.of(distinct)), looked_up, strict=True))
+        needed, own = np.unique(groups.ngroup().to_numpy()[fitted], return_inverse=True)
+        distinct = distinct.iloc[needed]
         kernels, ms, count = Kernels.of(distinct), distinct["ms"].to_numpy(), distinct["rows"].to_numpy()
-        self._measured = dict(zip(_keys(kernels), zip(ms.tolist(), count.tolist(), strict=True), strict=True))
         self._kinds: dict[bool, Level] = {}
         self._families: dict[str, Level] = {}
         unseen = np.zeros(len(ms))
@@ -171,9 +175,8 @@ class KernelRegressor:
             level = Level(self._kinds[_is_product(family)], _by_epilogue(mine.types), mine, ms[members], count[members])
             self._families[family] = level
             unseen[members] = level.unseen_ms
-        own = groups.ngroup().to_numpy()
         others = count[own] - 1
-        sum_of_others = ms[own] * count[own] - rows["ms"].to_numpy()
+        sum_of_others = ms[own] * count[own] - rows["ms"].to_numpy()[fitted]
         self.unseen_ms = (sum_of_others + self.PRIOR_ROWS * unseen[own]) / (others + self.PRIOR_ROWS)
 
     def covers(self, kernel_type: str) -> bool:
