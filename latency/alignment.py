@@ -17,7 +17,7 @@ from latency.devices import Device
 from latency.fingerprint import slug
 from latency.network import Network
 from latency.protocol import Protocol, measure
-from latency.table import write_whole
+from latency.table import write_beside
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 WIDTHS = (96, 97, 98, 100, 104, 108, 112, 115, 118, 120, 124, 127, 128, 129, 132, 134, 136, 140, 144, 147, 150, 152, 156, 160)
@@ -34,7 +34,7 @@ def alignment_of(device: Device, root: Path) -> int:
         return int(json.loads(file.read_text())["alignment"])
     overheads = probe(device)
     alignment = proposed(overheads)
-    write_whole(file, (json.dumps({"alignment": alignment, "overheads": overheads}, indent=2) + "\n").encode())
+    write_beside(file, (json.dumps({"alignment": alignment, "overheads": overheads}, indent=2) + "\n").encode())
     return alignment
 
 

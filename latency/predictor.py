@@ -256,7 +256,8 @@ class LatencyPredictor:
         return result
 
     def _band(self, summed: _Summed) -> tuple[np.ndarray, np.ndarray]:
-        low, high = (summed.model.reach(quantile, self._deviation(summed)) for quantile in summed.model.band)
+        deviation = self._deviation(summed)
+        low, high = (summed.model.reach(quantile, deviation) for quantile in summed.model.band)
         return summed.latency_ms * np.exp(low), summed.latency_ms * np.exp(high)
 
     def _model(self, signature: str) -> LatencyModel:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latency.errors import TableError
+from latency.files import write_whole
 from latency.fingerprint import Fingerprint, difference, require_same, slug
 from latency.kernels import KERNEL_FIELDS
 from latency.measurement import Measurement
@@ -147,20 +148,17 @@ class LatencyTable:
         metadata = {"milliprune_schema": str(SCHEMA_VERSION), "milliprune_fingerprint": json.dumps(self.fingerprint)}
         sink = pa.BufferOutputStream()
         pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
-        write_whole(self.path / name, sink.getvalue().to_pybytes())
+        write_beside(self.path / name, sink.getvalue().to_pybytes())
 
 
-def write_whole(file: Path, content: bytes) -> None:
+def write_beside(file: Path, content: bytes) -> None:
     """Write a file of a table's folder, wholly or not at all.
 
     Raises:
         TableError: the folder cannot be written.
     """
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(content)
-        os.replace(scratch, file)
+        write_whole(file, content)
     except OSError as error:
         raise TableError(f"cannot write the table at '{file.parent}': {error.strerror}. Choose another --out.") from error
 

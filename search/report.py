@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from latency.errors import MillipruneError
+from latency.files import write_whole
 
 
 class OutputError(MillipruneError):
@@ -23,11 +23,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write atomically: a reader sees the old file or the new one. Raises OutputError where that is impossible."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
+        write_whole(path, content)
     except OSError as error:
         raise OutputError(f"cannot write '{path}': {error.strerror}. Choose another --out.") from error
 
