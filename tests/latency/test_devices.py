@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 import latency
+from latency.devices.ort import PATIENCE
 from latency.kernels import find_kernels
 from latency.measurement import Measurement
 from latency.protocol import measure
@@ -71,3 +72,22 @@ def test_unknown_and_unavailable_devices_say_what_to_do() -> None:
         latency.open_device("ort", precision="int3")
     with pytest.raises(latency.DeviceUnavailable, match=r"driver|pip install|cannot measure yet"):
         latency.open_device("trt")
+
+
+@pytest.mark.parametrize(("disturbed", "quiet"), [(1, [True, True, True]), (1000, [False, False, False])])
+def test_ort_repeats_runs_during_which_the_core_was_taken(disturbed: int, quiet: list[bool], tiny_network, monkeypatch) -> None:
+    """The system's count of preemptions is scripted: it rises during each of the first `disturbed` runs."""
+    loaded = latency.open_device("ort").load(tiny_network.onnx(tiny_network.max_widths))
+    loaded.profile(1)
+    asked = []
+
+    def counted() -> int:
+        asked.append(None)
+        return min(len(asked) // 2, disturbed)
+
+    monkeypatch.setattr("latency.devices.ort.preemptions", counted)
+    times, alone = loaded.time_ms(3)
+    loaded.close()
+    assert alone.tolist() == quiet
+    assert len(times) == 3
+    assert len(asked) // 2 == (4 if disturbed == 1 else 3 * PATIENCE)
