@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from latency.devices import Device
+from latency.errors import TableError
 from latency.fingerprint import slug
 from latency.network import Network
 from latency.protocol import Protocol, measure
@@ -28,14 +29,25 @@ PROTOCOL = Protocol(rounds=4, round_ms=3.0, warmup_ms=5.0, profiled_runs=1)
 
 
 def alignment_of(device: Device, root: Path) -> int:
-    """The alignment for `device`: what was found before and lies beside its table under `root`, else probed now."""
+    """The alignment for `device`: what was found before and lies beside its table under `root`, else probed now.
+
+    Raises:
+        TableError: the file is not what this function writes, or cannot be written.
+    """
     file = root / slug(device.fingerprint()) / "alignment.json"
     if file.exists():
-        return int(json.loads(file.read_text())["alignment"])
+        return _read(file)
     overheads = probe(device)
     alignment = proposed(overheads)
     write_beside(file, (json.dumps({"alignment": alignment, "overheads": overheads}, indent=2) + "\n").encode())
     return alignment
+
+
+def _read(file: Path) -> int:
+    try:
+        return int(json.loads(file.read_text())["alignment"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TableError(f"'{file}' cannot be read as an alignment ({error}); remove it, and it is measured again.") from error
 
 
 def probe(device: Device) -> dict[int, float]:

@@ -39,5 +39,13 @@ def test_the_result_is_kept_beside_the_table(lawful_type, tmp_path, monkeypatch)
     assert alignment_of(device, tmp_path) == 8
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[8]", '{"alignment": "fast"}'])
+def test_a_spoilt_file_is_a_clear_error(content: str, lawful, tmp_path) -> None:
+    alignment_of(lawful, tmp_path)
+    next(tmp_path.glob("*/alignment.json")).write_text(content)
+    with pytest.raises(latency.TableError, match="remove it"):
+        alignment_of(lawful, tmp_path)
+
+
 def test_the_real_device_has_one(tmp_path) -> None:
     assert alignment_of(latency.open_device("ort"), tmp_path) in (1, 2, 4, 8, 16, 32)
