@@ -25,7 +25,7 @@ WIDTHS = (96, 97, 98, 100, 104, 108, 112, 115, 118, 120, 124, 127, 128, 129, 132
 TOLERANCE = 0.05
 """An alignment is proposed when neither its own multiples nor any coarser cost more than this beyond the curve."""
 
-PROTOCOL = Protocol(rounds=4, round_ms=3.0, warmup_ms=5.0, profiled_runs=1)
+PROTOCOL = Protocol(rounds=12, round_ms=3.0, warmup_ms=5.0, profiled_runs=1)
 
 
 def alignment_of(device: Device, root: Path) -> int:

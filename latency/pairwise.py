@@ -72,6 +72,22 @@ def linear_terms(inputs: AnyAxis, outputs: AnyAxis, cost: Callable[..., Any], sm
     ]
 
 
+class IntractableCost(Exception):
+    """Genes are connected so densely that they cannot be eliminated one after another."""
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """What eliminating all genes left behind.
+
+    `steps` are (gene, scope, joint) in the order in which genes can be chosen: joint[choices of scope…, choices of gene] is
+    the gene's cost and that of all genes still to be chosen, given those of its scope. `total` is over all structures.
+    """
+
+    steps: tuple[tuple[int, tuple[int, ...], np.ndarray], ...]
+    total: float
+
+
 @dataclass(frozen=True)
 class PairwiseCost:
     """constant + Σ tables[g][i_g] + Σ tables[g, h][i_g, i_h], where i are indices into the genes' `choices`."""
@@ -173,33 +189,49 @@ class PairwiseCost:
             tables[genes] = tables.get(genes, 0.0) + table
         return PairwiseCost(self.choices, self.constant + other.constant, _absorb_singles(tables))
 
-    def argmin(self) -> np.ndarray:
-        """int64[L]: choice indices of the cheapest structure, exactly, by eliminating one gene after another.
+    def eliminate(self, reduce: Callable[[np.ndarray], np.ndarray]) -> Elimination:
+        """Eliminate one gene after another, `reduce` taking its last axis out of the costs it is part of.
 
-        Dynamic programming on the graph of gene pairs: the gene with the fewest neighbours is minimised out
-        first, leaving a table over its neighbours. Chains and residual stages never need more than three axes. Where
-        everything is connected to everything (DenseNet) and a table would outgrow ELIMINATION_ENTRIES, it is the best that
-        changing one gene at a time reaches from the narrowest structure: the cheapest, where wider is never cheaper.
+        Dynamic programming on the graph of gene pairs: the gene with the fewest neighbours goes first, leaving a table over
+        them. Chains and residual stages never need more than three axes.
+
+        Raises:
+            IntractableCost: everything is connected to everything (DenseNet): a table would outgrow ELIMINATION_ENTRIES.
         """
         factors = dict(self.tables)
-        decisions: list[tuple[int, tuple[int, ...], np.ndarray]] = []
+        constant = self.constant
+        steps: list[tuple[int, tuple[int, ...], np.ndarray]] = []
         remaining = set(range(len(self.choices)))
         while remaining:
             gene = min(remaining, key=lambda g: len(_neighbours(g, factors)))
             scope = tuple(sorted(_neighbours(gene, factors)))
-            if math.prod(len(self.choices[g]) for g in (*scope, gene)) > ELIMINATION_ENTRIES:
-                return self._descended()
-            joint = np.zeros(tuple(len(self.choices[g]) for g in (*scope, gene)))
+            shape = tuple(len(self.choices[g]) for g in (*scope, gene))
+            if math.prod(shape) > ELIMINATION_ENTRIES:
+                raise IntractableCost(f"a table of {math.prod(shape)} entries would be needed")
+            joint = np.zeros(shape)
             for genes in [genes for genes in factors if gene in genes]:
                 joint = joint + _aligned(factors.pop(genes), genes, (*scope, gene))
-            decisions.append((gene, scope, joint.argmin(axis=-1)))
+            steps.append((gene, scope, joint))
             if scope:
-                shape = tuple(len(self.choices[g]) for g in scope)
-                factors[scope] = factors.get(scope, np.zeros(shape)) + joint.min(axis=-1)
+                factors[scope] = factors.get(scope, 0.0) + reduce(joint)
+            else:
+                constant += float(reduce(joint))
             remaining.remove(gene)
+        return Elimination(tuple(reversed(steps)), constant)
+
+    def argmin(self) -> np.ndarray:
+        """int64[L]: choice indices of the cheapest structure, exactly.
+
+        Where that is intractable, it is the best that changing one gene at a time reaches from the narrowest structure: the
+        cheapest, where wider is never cheaper.
+        """
+        try:
+            steps = self.eliminate(lambda joint: joint.min(axis=-1)).steps
+        except IntractableCost:
+            return self._descended()
         best = np.zeros(len(self.choices), dtype=np.int64)
-        for gene, scope, choice in reversed(decisions):
-            best[gene] = choice[tuple(best[g] for g in scope)]
+        for gene, scope, joint in steps:
+            best[gene] = joint[tuple(best[g] for g in scope)].argmin()
         return best
 
     def _descended(self) -> np.ndarray:

@@ -16,7 +16,10 @@ from torch import Tensor
 from latency.errors import MillipruneError
 
 SUBVAL_PER_CLASS = 50
-"""Sub-validation images of each class (MetaPruning, section 4.1), but never over a fifth of the class."""
+"""Sub-validation images of each class (MetaPruning, section 4.1)."""
+
+SUBVAL_IMAGES = 5000
+"""At least so many in all: of ten classes, 50 each would tell structures apart to two points only."""
 
 
 class DataError(MillipruneError):
@@ -32,6 +35,9 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def to(self, device: torch.device) -> Images:
+        return Images(self.pixels.to(device), self.labels.to(device))
 
     def subset(self, index: Tensor) -> Images:
         return Images(self.pixels[index], self.labels[index])
@@ -50,6 +56,15 @@ class Dataset:
     std: Tensor
     mirrored: bool = True  # whether a mirrored image is still one of its class
 
+    def to(self, device: torch.device) -> Dataset:
+        """All of it on `device`, to be augmented and normalised there."""
+        parts = {part: getattr(self, part).to(device) for part in ("train", "subval", "test", "mean", "std")}
+        return replace(self, **parts)
+
+    def limited(self, images: int | None) -> Dataset:
+        """Only the first `images` of the training images; all where None."""
+        return self if images is None else replace(self, train=self.train.subset(torch.arange(min(images, len(self.train)))))
+
     @property
     def size(self) -> int:
         """Side of the square images in pixels."""
@@ -64,13 +79,16 @@ class Dataset:
         """Normalised images, shifted by up to an eighth of their side and mirrored where that is allowed."""
         images, reach = self.normalised(pixels), self.size // 8
         padded = F.pad(images, (reach,) * 4, mode="reflect")
-        rows, columns = (_windows(len(images), self.size, reach, generator) for _ in range(2))
+        rows, columns = (_windows(len(images), self.size, reach, generator).to(images.device) for _ in range(2))
         if self.mirrored:
-            flip = torch.rand(len(images), generator=generator) < 0.5
+            flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
             columns = torch.where(flip[:, None], columns.flip(1), columns)
-        channels = torch.arange(3)[None, :, None, None]
+        channels = torch.arange(3, device=images.device)[None, :, None, None]
         shifted = padded[
-            torch.arange(len(images))[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]
+            torch.arange(len(images), device=images.device)[:, None, None, None],
+            channels,
+            rows[:, None, :, None],
+            columns[:, None, None, :],
         ]
         return shifted.contiguous(memory_format=torch.channels_last)
 
@@ -114,13 +132,14 @@ def load_data(name: str, size: int | None = None) -> Dataset:
 
 
 def _split(name: str, train: Images, test: Images) -> Dataset:
-    """Cut the sub-validation set from the training images: the same ones every time, whatever the run's seed."""
+    """Cut the sub-validation set from the training images, at most a fifth: the same ones whatever the run's seed."""
     classes = int(train.labels.max()) + 1
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     held: list[Tensor] = []
     for label in range(classes):
         members = order[train.labels[order] == label]
-        held.append(members[: max(1, min(SUBVAL_PER_CLASS, len(members) // 5))])
+        wanted = max(SUBVAL_PER_CLASS, SUBVAL_IMAGES // classes)
+        held.append(members[: max(1, min(wanted, len(members) // 5))])
     keep = torch.ones(len(train), dtype=torch.bool)
     keep[torch.cat(held)] = False
     kept = train.subset(keep.nonzero().squeeze(1))

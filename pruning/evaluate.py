@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data import Dataset, Images, batches
+from pruning.hardware import mixed_precision
 from pruning.pruningnet import PruningNet
 
 RECALIBRATION_IMAGES = 1024
@@ -49,16 +50,25 @@ def accuracy(module: nn.Module, images: Images, data: Dataset) -> float:
 
 
 class StructureEvaluator:
-    """Sub-validation accuracy of a PruningNet's structures, all measured on the same images."""
+    """Sub-validation accuracy of a PruningNet's structures, all measured on the same images.
+
+    `data` lies where `supernet` computes.
+    """
 
     def __init__(self, supernet: PruningNet, data: Dataset, images: int = RECALIBRATION_IMAGES) -> None:
         self.supernet = supernet
         self.data = data
         order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(1))[:images]
-        self._calibration = data.normalised(data.train.pixels[order])
+        self._calibration = data.normalised(data.train.pixels[order.to(data.train.pixels.device)])
+
+    @property
+    def images(self) -> int:
+        """Images forwarded for one structure."""
+        return len(self._calibration) + len(self.data.subval)
 
     def __call__(self, widths: np.ndarray) -> float:
         """Accuracy (0 … 1) of the structure `widths` (int64[L])."""
-        structure = self.supernet.structure(widths)
-        recalibrate_bn(structure, self._calibration)
-        return accuracy(structure, self.data.subval, self.data)
+        structure = self.supernet.structure(widths).to(self.supernet.device)
+        with mixed_precision(self.supernet.device):
+            recalibrate_bn(structure, self._calibration)
+            return accuracy(structure, self.data.subval, self.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ def structure_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     return model
 
 
+def program_bytes(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+    """`module` as a PyTorch program for `torch.export.load`: needs neither our code nor the network's own; any batch size."""
+    images = torch.zeros(2, *input_shape[1:])
+    program = torch.export.export(module.eval(), (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
 def exported_accuracy(path: Path, images: Images, data: Dataset) -> float:
     """Accuracy (0 … 1) of the ONNX file at `path` under ONNX Runtime; its fixed batch is filled up by repetition."""
     import onnxruntime
@@ -28,7 +38,7 @@ def exported_accuracy(path: Path, images: Images, data: Dataset) -> float:
     correct = 0
     for start in range(0, len(images), batch):
         index = (torch.arange(start, start + batch)) % len(images)
-        scores = session.run(None, {entry.name: data.normalised(images.pixels[index]).contiguous().numpy()})[0]
-        hits = scores.argmax(1) == images.labels[index].numpy()
+        scores = session.run(None, {entry.name: data.normalised(images.pixels[index]).contiguous().cpu().numpy()})[0]
+        hits = scores.argmax(1) == images.labels[index].cpu().numpy()
         correct += int(hits[: len(images) - start].sum())
     return correct / len(images)

@@ -33,6 +33,25 @@ def extract(network: Network, widths: Any, state: Mapping[str, Tensor] | None = 
     return structure.eval().to(memory_format=torch.channels_last)
 
 
+@torch.no_grad()
+def in_own_class(module: nn.Module, structure: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+    """`structure` as a module of the class it was traced from: a copy of `module` with the structure's layers in place.
+
+    Where that class relies on widths that have changed, so that the copy fails or computes something else, it is `structure`
+    itself.
+    """
+    own = copy.deepcopy(module).eval()
+    for name, layer in structure.named_modules():
+        if name and not any(layer.children()):
+            own.set_submodule(name, layer)
+    images = torch.randn(input_shape, generator=torch.Generator().manual_seed(0))
+    try:
+        alike = torch.allclose(own(images), structure(images), rtol=1e-4, atol=1e-5)
+    except (RuntimeError, ValueError, IndexError, AttributeError):
+        return structure
+    return own if alike else structure
+
+
 def _cropped(network: Network, name: str, tensor: Tensor, widths: Any) -> Tensor:
     full = tuple(axis.size for axis in network.tensors[name])
     return tensor[network.kept(name, widths)] if tuple(tensor.shape) == full else tensor

@@ -1,14 +1,13 @@
 """PruningNet: the traced network with its convolution weights generated from the widths (MetaPruning, section 3.1).
 
-Every convolution has a small network of its own: block scales → Linear → ReLU → Linear → all its weights. Only the rows
-and columns that the widths keep are ever computed. Everything else (BN, biases, the classifier) is an ordinary
-parameter, cropped the same way. A structure's weights are a dict by the traced network's own names, so the structure
+Every convolution has a generator of its own (see `pruning.generators`). Everything else (BN, biases, the classifier) is an
+ordinary parameter, cropped the same way. A structure's weights are a dict by the traced network's own names, so the structure
 that is trained, the one that is evaluated and the one that is shipped are the same code.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,95 +17,62 @@ from torch import Tensor, fx, nn
 
 from latency.network import Network
 from pruning.extract import extract
-
-HIDDEN = 32
-"""Width of the generators' hidden layer (official code: 32 for MobileNetV1 and ResNet-50, 64 for MobileNetV2's blocks)."""
-
-
-class Generator(nn.Module):
-    """Weights of one convolution from the scales of its block's genes.
-
-    Args:
-        genes: indices of the genes that the convolution's block touches.
-        shape: full shape [out, in, kh, kw].
-        hidden: width of the hidden layer.
-    """
-
-    def __init__(self, genes: tuple[int, ...], shape: tuple[int, ...], hidden: int) -> None:
-        super().__init__()
-        self.genes = list(genes)
-        self.encoder = nn.Linear(len(genes), hidden)
-        self.bank = nn.Parameter(torch.empty(*shape[:2], shape[2] * shape[3], hidden))
-        self.offset = nn.Parameter(torch.empty(shape))
-        deviation = math.sqrt(2 / (shape[0] * shape[2] * shape[3]))  # He et al. 2015, fan out
-        nn.init.normal_(self.offset, std=deviation)
-        nn.init.normal_(self.bank, std=deviation / math.sqrt(hidden))
-
-    def forward(self, scales: Tensor, kept: tuple[slice | np.ndarray, ...]) -> Tensor:
-        """Weights cropped to `kept`, from the scales float32[L] of all genes."""
-        code = F.relu(self.encoder(scales[self.genes]))
-        offset = self.offset[kept]
-        return _CroppedProduct.apply(self.bank, code, kept[:2]).view(offset.shape) + offset
-
-
-class _CroppedProduct(torch.autograd.Function):
-    """bank[kept] @ code. Its gradient goes straight into that crop of `bank.grad`.
-
-    A gradient of full size for every step would cost more than the network itself: banks hold hundreds of megabytes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, bank: Tensor, code: Tensor, kept: tuple[slice | np.ndarray, ...]) -> Tensor:
-        ctx.save_for_backward(code)
-        ctx.bank, ctx.kept = bank, kept
-        return bank[kept].reshape(-1, len(code)) @ code
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        (code,) = ctx.saved_tensors
-        bank, kept = ctx.bank, ctx.kept
-        crop = bank.detach()[kept]
-        if bank.grad is None:
-            bank.grad = torch.zeros_like(bank)
-        gradient = bank.grad[kept]
-        gradient.addcmul_(gradients[0].view(*crop.shape[:3], 1), code)
-        if not all(isinstance(index, slice) for index in kept):  # then it is a copy, not a view
-            bank.grad[kept] = gradient
-        return None, gradients[0] @ crop.reshape(-1, len(code)), None
+from pruning.generators import GENERATORS, HIDDEN, FullGenerator, LowRankGenerator
 
 
 class PruningNet(nn.Module):
     """Any structure of `network`, with generated weights.
 
+    Args:
+        start: weights by the traced network's names, at full width, that training starts from.
+        generator: a name in `GENERATORS`.
+        hidden: width of the generators' hidden layer.
+
     Example:
-        >>> supernet = PruningNet(latency.trace(module, (1, 3, 32, 32)))
+        >>> net = latency.trace(module, (1, 3, 32, 32))
+        >>> supernet = PruningNet(net, dict(module.named_parameters()))
         >>> scores = supernet(images, widths)            # training: BN uses the batch's statistics
         >>> structure = supernet.structure(widths)       # the same structure as a module of its own
     """
 
-    def __init__(self, network: Network, hidden: int = HIDDEN) -> None:
+    def __init__(self, network: Network, start: Mapping[str, Tensor], generator: str = "full", hidden: int = HIDDEN) -> None:
         super().__init__()
         self.network = network
         blocks = block_genes(network)
-        shapes = {name: tuple(tensor.shape) for name, tensor in network.module.named_parameters()}
+        make = GENERATORS[generator]
         self.generators = nn.ModuleDict(
             {
-                layer.name.replace(".", "/"): Generator(blocks[layer.name], shapes[f"{layer.name}.weight"], hidden)
+                layer.name.replace(".", "/"): make(blocks[layer.name], start[f"{layer.name}.weight"], hidden)
                 for layer in network.layers
-                if layer.kind != "linear" and blocks[layer.name]
+                if make is not None and layer.kind != "linear" and blocks[layer.name]
             }
         )
         generated = {f"{name.replace('/', '.')}.weight" for name in self.generators}
         self.plain = nn.ParameterDict(
             {
-                name.replace(".", "/"): nn.Parameter(parameter.detach().clone())
-                for name, parameter in network.module.named_parameters()
-                if name in network.tensors and name not in generated
+                name.replace(".", "/"): nn.Parameter(start[name].detach().clone())
+                for name in network.parameter_names
+                if name not in generated
             }
         )
 
+    def forget_widths(self) -> None:
+        """Give all structures the starting weights, until trained."""
+        for generator in self.generators.values():
+            assert isinstance(generator, FullGenerator | LowRankGenerator)
+            generator.forget_widths()
+
+    @property
+    def device(self) -> torch.device:
+        """What it computes on."""
+        return next(self.parameters()).device
+
     def weights(self, widths: np.ndarray) -> dict[str, Tensor]:
-        """All parameters of the structure `widths` (int64[L]), cropped, by the traced network's names."""
+        """All parameters of the structure `widths` (int64[L]), cropped, by the traced network's names; in full precision."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self._weights(widths)
+
+    def _weights(self, widths: np.ndarray) -> dict[str, Tensor]:
         shares = np.asarray(widths, dtype=np.float32) / np.asarray(self.network.max_widths, dtype=np.float32)
         scales = torch.from_numpy(shares).to(next(self.parameters()))  # its device and type
         weights = {}

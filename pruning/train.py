@@ -1,17 +1,11 @@
-"""Training, of a PruningNet and of an ordinary structure alike: one loop, one recipe, checkpoints that go on exactly.
-
-Everything random at step t is drawn from a generator seeded by (seed, t), so a resumed run takes the same steps as one
-that was never interrupted.
-"""
+"""What is trained and how: a PruningNet on random structures, or one structure from scratch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,57 +13,89 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from latency.errors import MillipruneError
 from latency.network import Network
-from pruning.checkpoint import load_checkpoint, save_checkpoint
 from pruning.data import Dataset
+from pruning.extract import extract
+from pruning.fit import Progress, Recipe, fit
 from pruning.pruningnet import PruningNet
-
-CHECKPOINT_SECONDS = 60.0
-Progress = Callable[[int, float], object]
-"""Called after every step with the number of steps done and the loss."""
-
-
-class TrainingError(MillipruneError):
-    """Training that cannot go on."""
+from pruning.workers import Workers
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """SGD with momentum, label smoothing and a learning rate that falls linearly to 0 (MetaPruning, section 4.1).
+class Supernet:
+    """How a PruningNet generates weights (`pruning.generators.GENERATORS`), and which structures it trains on in a step.
 
-    `lr` is for a batch of 512 and scaled with the batch.
+    `sandwich`: the largest from the labels, then the smallest and a random one from the largest's scores (the sandwich rule
+    with inplace distillation, Yu and Huang, ICCV 2019, section 3); otherwise one random structure (MetaPruning, section 3.1).
     """
 
-    epochs: int
-    batch: int = 64
-    lr: float = 0.25
-    momentum: float = 0.9
-    weight_decay: float = 4e-5
-    label_smoothing: float = 0.1
-    warmup: float = 0.05  # share of the steps in which the rate rises from 0
+    generator: str
+    sandwich: bool
 
-    def rate(self, progress: float) -> float:
-        """Learning rate after a share `progress` of all steps."""
-        peak = self.lr * self.batch / 512
-        return peak * min(progress / self.warmup if self.warmup else 1.0, (1 - progress) / (1 - self.warmup))
+
+SUPERNETS = {"paper": Supernet("full", sandwich=False), "sandwich": Supernet("low-rank", sandwich=True)}
+"""By the name of the recipe."""
+
+
+def new_pruningnet(network: Network, supernet: Supernet, seed: int, weights: Mapping[str, Tensor] | None = None) -> PruningNet:
+    """A fresh PruningNet, drawn from `seed` without touching the global generator, or one that starts from `weights`."""
+    start = new_structure(network, np.array(network.max_widths), seed, weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pruningnet = PruningNet(network, dict(start.named_parameters()), supernet.generator)
+    if weights is not None:
+        pruningnet.forget_widths()
+    return pruningnet
+
+
+def new_structure(
+    network: Network, widths: np.ndarray, seed: int, weights: Mapping[str, Tensor] | None = None
+) -> fx.GraphModule:
+    """A structure int64[L] to be trained: drawn from `seed`, or sliced from `weights` of the unpruned network."""
+    structure = extract(network, widths, weights)
+    if weights is None:
+        initialise(structure, seed)
+    return structure
 
 
 def train_pruningnet(
-    supernet: PruningNet, data: Dataset, recipe: Recipe, *, seed: int, checkpoint: Path, progress: Progress
+    pruningnet: PruningNet,
+    supernet: Supernet,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path,
+    progress: Progress,
 ) -> None:
-    """Train on one random structure a step, every gene drawn uniformly from its choices (section 3.1)."""
-    genes = supernet.network.genes
+    """Train on random structures, every gene drawn uniformly from its choices; each process draws its own."""
+    network, salt = pruningnet.network, Workers.joined().salt
 
-    def scores(images: Tensor, step: int) -> Tensor:
-        rng = np.random.default_rng((seed, step))
-        result: Tensor = supernet(images, np.array([rng.choice(gene.choices) for gene in genes]))
-        return result
+    def one_random(images: Tensor, labels: Tensor, step: int) -> float:
+        widths = random_widths(network, np.random.default_rng((seed, step, *salt)))
+        loss = F.cross_entropy(pruningnet(images, widths), labels, label_smoothing=recipe.label_smoothing)
+        loss.backward()
+        return loss.item()
 
-    identity = training_identity("pruningnet", supernet.network, data, recipe, seed)
-    _fit(supernet, scores, data, recipe, seed, checkpoint, identity, progress)
+    def sandwich(images: Tensor, labels: Tensor, step: int) -> float:
+        scores = pruningnet(images, np.array(network.max_widths))
+        loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
+        loss.backward()
+        taught = scores.detach().softmax(1)
+        for widths in (np.array(network.min_widths), random_widths(network, np.random.default_rng((seed, step, *salt)))):
+            F.cross_entropy(pruningnet(images, widths), taught).backward()
+        return loss.item()
+
+    identity = training_identity("pruningnet", network, data, recipe, seed, supernet)
+    backward = sandwich if supernet.sandwich else one_random
+    fit(pruningnet, backward, data, recipe, seed=seed, checkpoint=checkpoint, identity=identity, progress=progress)
+
+
+def random_widths(network: Network, rng: np.random.Generator) -> np.ndarray:
+    """int64[L]: every gene uniformly one of its choices."""
+    return np.array([rng.choice(gene.choices) for gene in network.genes])
 
 
 def train_structure(
@@ -82,43 +108,57 @@ def train_structure(
     seed: int,
     checkpoint: Path,
     progress: Progress,
+    teacher: nn.Module | None = None,
 ) -> None:
-    """Train an extracted structure from scratch; BN keeps running statistics as usual."""
-    initialise(structure, seed)
+    """Train an extracted structure; BN keeps running statistics as usual.
+
+    Args:
+        teacher: a trained network in eval mode; half of the loss is then the cross entropy with its scores (Hinton et al. 2015,
+            arXiv 1503.02531).
+    """
+
+    def backward(images: Tensor, labels: Tensor, step: int) -> float:
+        scores = structure(images)
+        loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
+        if teacher is not None:
+            with torch.no_grad():
+                taught = teacher(images).softmax(1)
+            loss = (loss + F.cross_entropy(scores, taught)) / 2
+        loss.backward()
+        return loss.item()
+
     identity = training_identity("structure", network, data, recipe, seed) | {"widths": [int(w) for w in widths]}
-    _fit(structure, lambda images, step: structure(images), data, recipe, seed, checkpoint, identity, progress)
+    identity |= {"distilled": teacher is not None}
+    fit(structure, backward, data, recipe, seed=seed, checkpoint=checkpoint, identity=identity, progress=progress)
     structure.eval()
 
 
-def new_pruningnet(network: Network, seed: int) -> PruningNet:
-    """A fresh PruningNet, drawn from `seed` without touching the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PruningNet(network)
+def pruningnet_path(
+    folder: Path, network: Network, supernet: Supernet, data: Dataset, recipe: Recipe, seed: int, weights: str = ""
+) -> Path:
+    """Where the checkpoint of such a PruningNet belongs under `folder`: runs that may share one do.
 
-
-def pruningnet_path(folder: Path, network: Network, data: Dataset, recipe: Recipe, seed: int) -> Path:
-    """Where the checkpoint of such a PruningNet belongs under `folder`: runs that may share one do."""
-    identity = json.dumps(training_identity("pruningnet", network, data, recipe, seed), sort_keys=True)
+    Args:
+        weights: digest of what it starts from, where that is not drawn from the seed.
+    """
+    identity = json.dumps([training_identity("pruningnet", network, data, recipe, seed, supernet), weights], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return folder / f"{network.name.replace(':', '.')}-{data.name}-{data.size}px-{digest}.safetensors"
 
 
-def training_steps(data: Dataset, recipe: Recipe) -> int:
-    """Steps of a whole training."""
-    return recipe.epochs * (len(data.train) // min(recipe.batch, len(data.train)))
-
-
-def training_identity(kind: str, network: Network, data: Dataset, recipe: Recipe, seed: int) -> dict[str, Any]:
+def training_identity(
+    kind: str, network: Network, data: Dataset, recipe: Recipe, seed: int, supernet: Supernet | None = None
+) -> dict[str, Any]:
     """What a checkpoint belongs to; two runs with equal identities take the same steps."""
-    genes = {gene.name: list(gene.choices) for gene in network.genes} if kind == "pruningnet" else {}
     return {
         "kind": kind,
         "network": f"{network.name} {network.signature}",
-        "choices": genes,
+        "choices": {gene.name: list(gene.choices) for gene in network.genes} if supernet else {},
+        "supernet": asdict(supernet) if supernet else {},
         "data": f"{data.name}, {len(data.train)} images of {data.size} pixels",
         "recipe": asdict(recipe),
         "seed": seed,
+        "processes": Workers.joined().size,
     }
 
 
@@ -137,87 +177,3 @@ def initialise(module: nn.Module, seed: int) -> None:
             continue
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-
-
-def _fit(
-    module: nn.Module,
-    scores: Callable[[Tensor, int], Tensor],
-    data: Dataset,
-    recipe: Recipe,
-    seed: int,
-    checkpoint: Path,
-    identity: Mapping[str, Any],
-    progress: Progress,
-) -> None:
-    """Run the remaining steps; the checkpoint is written every minute, at the end and when interrupted."""
-    batch = min(recipe.batch, len(data.train))
-    per_epoch = len(data.train) // batch
-    steps = training_steps(data, recipe)
-    optimizer = torch.optim.SGD(
-        module.parameters(), lr=recipe.rate(0), momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-    )
-    first = _resume(module, optimizer, checkpoint, identity) if checkpoint.exists() else 0
-    progress(first, float("nan"))
-    if first == steps:
-        return
-    module.train()
-    done, saved = first, time.monotonic()
-    with _saved_when_leaving(lambda: _save(module, optimizer if done < steps else None, checkpoint, identity, done)):
-        for step in range(first, steps):
-            generator = torch.Generator().manual_seed(_mixed(seed, step))
-            index = _epoch_order(len(data.train), seed, step // per_epoch)[(step % per_epoch) * batch :][:batch]
-            images = data.augmented(data.train.pixels[index], generator)
-            loss = F.cross_entropy(scores(images, step), data.train.labels[index], label_smoothing=recipe.label_smoothing)
-            if not math.isfinite(loss.item()):
-                raise TrainingError(f"the loss became {loss.item()} at step {step}; lower the learning rate ({recipe.lr}).")
-            optimizer.param_groups[0]["lr"] = recipe.rate((step + 0.5) / steps)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=False)
-            done = step + 1
-            progress(done, loss.item())
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _save(module, optimizer, checkpoint, identity, done)
-                saved = time.monotonic()
-
-
-@contextmanager
-def _saved_when_leaving(save: Callable[[], None]) -> Iterator[None]:
-    """Save after the last step, and on ctrl-C; not after an error, which may have spoilt the weights."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        save()
-        raise
-    save()
-
-
-def _save(
-    module: nn.Module, optimizer: torch.optim.Optimizer | None, checkpoint: Path, identity: Mapping[str, Any], step: int
-) -> None:
-    """Weights, and while training goes on the momentum too."""
-    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-    if optimizer is not None:
-        for name, parameter in module.named_parameters():
-            if "momentum_buffer" in optimizer.state[parameter]:
-                tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
-    save_checkpoint(checkpoint, tensors, identity, step)
-
-
-def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, identity: Mapping[str, Any]) -> int:
-    tensors, step = load_checkpoint(checkpoint, identity)
-    module.load_state_dict({name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")})
-    for name, parameter in module.named_parameters():
-        if f"momentum.{name}" in tensors:
-            # the fused optimiser walks memory, so the buffer must lie as the parameter does (channels last, say)
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-    return step
-
-
-def _mixed(seed: int, step: int) -> int:
-    """One seed from two, well spread."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(_mixed(seed, 1_000_000_000 + epoch)))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.budget import Budget, parse_budget
+from latency.errors import MillipruneError
+from search.budget import Budget, BudgetError, parse_budget
+
+RECIPES = ("sandwich", "paper")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class RunConfig:
     precision: str = "fp32"
     batch: int = 1
     align: int | None = None
+    weights: str | None = None
+    distill: bool = False
+    recipe: str = "sandwich"
+    pareto: bool = False
+    storage: str | None = None
     population: int = 50
     generations: int = 20
     pruningnet_epochs: int = 40
@@ -31,18 +39,26 @@ class RunConfig:
     seed: int = 0
 
     def budgets(self) -> dict[str, Budget]:
-        """Those that were given, by quantity.
+        """Those that were given, by quantity; a Pareto search needs one for latency, by default that of the unpruned network.
 
         Raises:
             BudgetError: one of them cannot be read.
         """
-        given = {"latency": self.latency, "macs": self.macs, "params": self.params}
+        given = {"latency": self.latency or ("100%" if self.pareto else None), "macs": self.macs, "params": self.params}
         return {quantity: parse_budget(text, quantity) for quantity, text in given.items() if text is not None}
+
+    def check(self) -> None:
+        """Raises MillipruneError where an option cannot be read or does not go with another."""
+        budgets = self.budgets()
+        if self.recipe not in RECIPES:
+            raise MillipruneError(f"--recipe {self.recipe} given; expected one of {', '.join(RECIPES)}.")
+        if not budgets and not self.pareto:
+            raise BudgetError("no budget given; expected at least one of --latency, --macs and --params, or --pareto.")
 
     @property
     def slug(self) -> str:
         """A folder name for its runs."""
-        budgets = "-".join(
+        budgets = ("pareto-" if self.pareto else "") + "-".join(
             f"{name}{text}" for name, text in (("", self.latency), ("macs", self.macs), ("params", self.params)) if text
         )
         return f"{self.network.replace(':', '.')}-{Path(self.data).name}-{self.device}-{budgets}-s{self.seed}".replace(

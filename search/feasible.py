@@ -1,32 +1,39 @@
 """All structures within given budgets: the cheapest exactly, random ones by construction.
 
-Every cost is a sum over gene pairs (latency after inverting its monotone link), so what one gene may be, given the
-others, is an array lookup. Random structures come from a Gibbs walk: under upper bounds it never leaves the feasible set,
-reaches all of it, and its stationary distribution is uniform. Of a range, the walk is under the upper end and what lies
-below the lower end is dropped: with many genes nearly everything lies close under the upper end.
+Every cost is a sum over gene pairs (latency after inverting its monotone link). So structures can be drawn independently
+with probability ∝ exp(−λ·cost), for any λ, and kept with probability exp(λ·(cost − bound)) when they are within the
+budgets: those kept are uniform over the feasible set, exactly. λ is chosen so that as many as possible are kept: mostly,
+the mean cost is then the budget. Where that keeps too few (several budgets that hardly meet, densely connected genes), a
+Gibbs walk inside the feasible set fills up; its stationary distribution is uniform too.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.optimize import minimize
 
 from latency.errors import MillipruneError
 from latency.network import Network
-from latency.pairwise import PairwiseCost
+from latency.pairwise import IntractableCost, PairwiseCost
+from search.boltzmann import BoltzmannSampler, softmin
 from search.budget import BudgetError, show_amount
 
 if TYPE_CHECKING:
     from latency.predictor import LatencyPredictor
 
-SWEEPS = 30
-"""Times every gene of a sample is redrawn: more than enough to forget the start (see tests/search/test_feasible.py)."""
+PROPOSALS = 2**14
+"""Structures proposed at a time; so many without a feasible one, and the rest is filled by a walk."""
 
-ROUNDS = 16
-"""Walks after which too narrow a range is filled from within, by a walk that may not reach all of it."""
+LEVELS = 8
+
+SWEEPS = 30
+"""Times such a walk redraws every gene: more than enough to forget the start (see tests/search/test_feasible.py)."""
 
 ROUNDING = 1e-12
 """Relative slack for sums of doubles that are mathematically equal to a bound."""
@@ -47,6 +54,48 @@ class Constraint:
     def shown(self, value: float) -> str:
         """A value of `cost` as people read it."""
         return show_amount(float(self.to_amount(value)), self.quantity)
+
+
+class _Tilt:
+    """Proposals with probability ∝ exp(−Σ λ_k cost_k), to be kept with probability exp(Σ λ_k (cost_k − bound_k)).
+
+    `bound` is the end of the budget at which that probability is 1: the upper one where λ is positive. The share that is
+    kept is |feasible set| · exp(−λ·bound) / Z(λ): log Z(λ) + λ·bound is convex, and least where most is kept.
+    """
+
+    def __init__(self, constraints: Sequence[Constraint], rates: np.ndarray) -> None:
+        self.rates = rates / [constraint.high for constraint in constraints]
+        self.bounds = np.array([c.high if rate > 0 else c.low for c, rate in zip(constraints, rates, strict=True)])
+        self.cost = _sum([c.cost.scaled(rate) for c, rate in zip(constraints, self.rates, strict=True)])
+
+    @classmethod
+    def best(cls, constraints: Sequence[Constraint]) -> _Tilt:
+        """The one that keeps most. Raises IntractableCost where genes are connected too densely."""
+
+        def loss(rates: np.ndarray) -> float:
+            tilt = cls(constraints, rates)
+            return -tilt.cost.eliminate(softmin).total + float(tilt.rates @ tilt.bounds)
+
+        corners = np.vstack([np.zeros(len(constraints)), 20 * np.eye(len(constraints))])
+        options: Any = {"initial_simplex": corners, "xatol": 0.5, "fatol": 0.01}
+        return cls(constraints, minimize(loss, corners[0], method="Nelder-Mead", options=options).x)
+
+    @cached_property
+    def sampler(self) -> BoltzmannSampler:
+        """Draws the proposals."""
+        return BoltzmannSampler(self.cost)
+
+    def log_kept(self, costs: Sequence[np.ndarray]) -> np.ndarray:
+        """float64[P]: logarithm of the probability to keep structures of these costs, for those within the budgets."""
+        total: np.ndarray = sum((cost - bound) * rate for cost, bound, rate in zip(costs, self.bounds, self.rates, strict=True))
+        return total
+
+
+def _sum(costs: Sequence[PairwiseCost]) -> PairwiseCost:
+    total = costs[0]
+    for cost in costs[1:]:
+        total = total.plus(cost)
+    return total
 
 
 class FeasibleSet:
@@ -97,6 +146,19 @@ class FeasibleSet:
         """
         return self._grid.widths(self._start()[None])[0]
 
+    def levels(self, count: int = LEVELS) -> list[FeasibleSet]:
+        """Feasible sets whose first budget is tightened, from near the smallest reachable value to what it is."""
+        first, *others = self.constraints
+        least = float(first.cost.at(self._grid.indices(self.smallest()[None]))[0])
+        bounds = least * (first.high / least) ** (np.arange(1, count + 1) / count)
+        return [self._with([replace(first, high=float(bound)), *others]) for bound in bounds]
+
+    def _with(self, constraints: list[Constraint]) -> FeasibleSet:
+        other = copy.copy(self)
+        other.__dict__.pop("_tilt", None)
+        other.constraints = constraints
+        return other
+
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """int64[n, L]: random structures, every row within every budget.
 
@@ -104,14 +166,16 @@ class FeasibleSet:
             BudgetError: nothing fits.
         """
         start = self._start()[None]
-        found = start[:0]
-        for _ in range(ROUNDS):
-            walked = self._walked(np.repeat(start, n, axis=0), rng, within_lows=False)
-            found = np.concatenate([found, walked[self._inside(walked)]])
-            if len(found) >= n:
-                return self._grid.widths(found[:n])
-        seeds = np.concatenate([found, start])
-        return self._grid.widths(self._walked(seeds[rng.integers(len(seeds), size=n)], rng, within_lows=True))
+        found = [start[:0]]
+        while self._tilt is not None and (missing := n - sum(map(len, found))) > 0:
+            found.append(self._kept(min(PROPOSALS, 16 * missing + 64), rng)[:missing])
+            if not len(found[-1]):
+                break
+        drawn = np.concatenate(found)
+        if len(drawn) < n:
+            seeds = np.concatenate([drawn, start])
+            drawn = np.concatenate([drawn, self._walked(seeds[rng.integers(len(seeds), size=n - len(drawn))], rng)])
+        return self._grid.widths(drawn)
 
     def mutated(self, widths: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
         """int64[L]: each gene redrawn with `probability` among the choices that stay within the budgets."""
@@ -130,14 +194,32 @@ class FeasibleSet:
             child[gene] = first[gene]
         return child
 
-    def _walked(self, indices: np.ndarray, rng: np.random.Generator, within_lows: bool) -> np.ndarray:
-        """int64[P, L]: where `SWEEPS` sweeps of the Gibbs walk lead; the lower ends of ranges may be left out of it."""
+    def _kept(self, proposals: int, rng: np.random.Generator) -> np.ndarray:
+        """int64[≤ proposals, L]: independent choice indices, uniform over the feasible set."""
+        assert self._tilt is not None
+        indices = self._tilt.sampler.draw(proposals, rng)
+        costs = [constraint.cost.at(indices) for constraint in self.constraints]
+        keep = np.log(rng.random(proposals)) < self._tilt.log_kept(costs)
+        for constraint, cost in zip(self.constraints, costs, strict=True):
+            keep &= (cost <= constraint.high) & (cost >= constraint.low)
+        return indices[keep]
+
+    @cached_property
+    def _tilt(self) -> _Tilt | None:
+        """The proposals of which most are kept; None where there are none."""
+        try:
+            return _Tilt.best(self.constraints)
+        except IntractableCost:
+            return None
+
+    def _walked(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """int64[P, L]: where `SWEEPS` sweeps of the Gibbs walk lead."""
         for _ in range(SWEEPS):
             for gene in rng.permutation(len(self.network.genes)):
-                indices[:, gene] = self._redrawn(int(gene), indices, rng, within_lows)
+                indices[:, gene] = self._redrawn(int(gene), indices, rng)
         return indices
 
-    def _redrawn(self, gene: int, indices: np.ndarray, rng: np.random.Generator, within_lows: bool = True) -> np.ndarray:
+    def _redrawn(self, gene: int, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """int64[P]: for each structure a uniform draw among the choices of `gene` that keep it feasible."""
         allowed = np.ones((len(indices), len(self._grid.choices[gene])), dtype=bool)
         for constraint in self.constraints:
@@ -145,8 +227,7 @@ class FeasibleSet:
             now = by_choice[np.arange(len(indices)), indices[:, gene]]
             total = (constraint.cost.at(indices) - now)[:, None] + by_choice
             allowed &= total <= constraint.high * (1 - ROUNDING)
-            if within_lows:
-                allowed &= total >= constraint.low * (1 + ROUNDING)
+            allowed &= total >= constraint.low * (1 + ROUNDING)
         allowed[np.arange(len(indices)), indices[:, gene]] = True
         drawn: np.ndarray = (rng.random(allowed.shape) * allowed).argmax(axis=1)
         return drawn
@@ -173,10 +254,7 @@ class FeasibleSet:
     def _cheapest(self) -> list[np.ndarray]:
         """Exact minima: of all budgets' used shares together, then of each budget alone."""
         shares = [constraint.cost.scaled(1 / constraint.high) for constraint in self.constraints]
-        total = shares[0]
-        for share in shares[1:]:
-            total = total.plus(share)
-        return [cost.argmin() for cost in ([total] if len(shares) == 1 else [total, *shares])]
+        return [cost.argmin() for cost in (shares if len(shares) == 1 else [_sum(shares), *shares])]
 
     def _climbed(self, start: np.ndarray) -> np.ndarray | None:
         """From below a range, the least steps up that stay under every upper bound; None if that leads nowhere."""

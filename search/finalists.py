@@ -14,13 +14,25 @@ from latency.protocol import measure
 from search.budget import BudgetError, show_amount
 from search.feasible import FeasibleSet
 from search.genetic import Candidate, best
+from search.pareto import front
 
 FINALISTS = 8
+FRONT = 5
 UNIFORM_CANDIDATES = 6
 UNIFORM_SCALES = np.linspace(0.1, 1.0, 181)
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """float64[P] predicted milliseconds of structures int64[P, L]."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A structure that was measured: what was predicted before, and its accuracy on the sub-validation images."""
+
+    widths: tuple[int, ...]
+    accuracy: float
+    predicted_ms: float
+    measured_ms: float
 
 
 @dataclass(frozen=True)
@@ -38,13 +50,14 @@ class Finish:
     winner_ms: float
     uniform_ms: float
     predicted_ms: tuple[float, float, float]  # unpruned, winner, uniform
-    measured_finalists: int
+    finalists: tuple[Finalist, ...]
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Finish:
         """The inverse of `dataclasses.asdict` through JSON, which turns tuples into lists."""
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
-        return cls(**values)
+        finalists = (Finalist(**{**finalist, "widths": tuple(finalist["widths"])}) for finalist in values.pop("finalists"))
+        return cls(finalists=tuple(finalists), **values)
 
 
 def finish(
@@ -64,14 +77,14 @@ def finish(
     Raises:
         BudgetError: even the smallest structure is over the budget as measured.
     """
-    measured = 0
-    for candidate, ms, measured in _within(device, network, candidates, predict, limit_ms):
-        progress(measured, f"{show_amount(ms, 'latency')}, sub-validation accuracy {candidate.accuracy:.1%}")
-        result = _confirmed(device, network, candidate.widths, candidate.accuracy, predict, ms, measured)
+    measured: list[Finalist] = []
+    for finalist in _within(device, network, candidates, predict, limit_ms, measured):
+        progress(len(measured), f"{show_amount(finalist.measured_ms, 'latency')}, accuracy {finalist.accuracy:.1%}")
+        result = _confirmed(device, network, finalist.widths, finalist.accuracy, predict, finalist.measured_ms, measured)
         if result.winner_ms <= limit_ms:
             return result
     smallest = tuple(map(int, feasible.smallest()))
-    result = _confirmed(device, network, smallest, None, predict, limit_ms, measured + 1)
+    result = _confirmed(device, network, smallest, None, predict, limit_ms, measured)
     if result.winner_ms <= limit_ms:
         return result
     raise BudgetError(
@@ -80,23 +93,49 @@ def finish(
     )
 
 
+def measured_front(
+    device: Device, network: Network, candidates: Sequence[Candidate], predict: Predict, count: int = FRONT
+) -> list[Finalist]:
+    """Measure `count` candidates along the front of accuracy against predicted latency, ends included; fastest first.
+
+    Of those measured, the ones that another is better than in both are left out.
+    """
+    objectives = np.stack([-np.array([c.accuracy for c in candidates]), predict(_rows(candidates))], axis=1)
+    members = np.flatnonzero(front(objectives))
+    members = members[np.argsort(objectives[members, 1])]
+    steps = np.linspace(objectives[members[0], 1], objectives[members[-1], 1], count)
+    chosen = [candidates[i] for i in np.unique([members[np.abs(objectives[members, 1] - ms).argmin()] for ms in steps])]
+    finalists = _measured(device, network, chosen, predict)
+    kept = front(np.array([(-finalist.accuracy, finalist.measured_ms) for finalist in finalists]))
+    return sorted((f for f, good in zip(finalists, kept, strict=True) if good), key=lambda finalist: finalist.measured_ms)
+
+
 def _within(
-    device: Device, network: Network, candidates: Sequence[Candidate], predict: Predict, limit_ms: float
-) -> Iterator[tuple[Candidate, float, int]]:
-    """(candidate, its measured ms, number measured so far) of those that meet the limit as measured, best first."""
-    waiting, correction, measured = best(list(candidates), len(candidates)), 1.0, 0
+    device: Device,
+    network: Network,
+    candidates: Sequence[Candidate],
+    predict: Predict,
+    limit_ms: float,
+    measured: list[Finalist],
+) -> Iterator[Finalist]:
+    """Those that meet the limit as measured, best first; all that are measured are added to `measured`."""
+    waiting, correction = best(list(candidates), len(candidates)), 1.0
     while waiting:
         predicted = predict(_rows(waiting))
         block = [c for c, ms in zip(waiting, predicted, strict=True) if ms * correction <= limit_ms][:FINALISTS]
         if not block:
             return
         waiting = [candidate for candidate in waiting if candidate not in block]
-        latency_ms = measured_ms(device, network, _rows(block))
-        measured += len(block)
-        correction = max(correction, float(np.median(latency_ms / predict(_rows(block)))))
-        for candidate, ms in zip(block, latency_ms, strict=True):
-            if ms <= limit_ms:
-                yield candidate, float(ms), measured
+        finalists = _measured(device, network, block, predict)
+        measured += finalists
+        correction = max(correction, float(np.median([f.measured_ms / f.predicted_ms for f in finalists])))
+        yield from (finalist for finalist in finalists if finalist.measured_ms <= limit_ms)
+
+
+def _measured(device: Device, network: Network, block: Sequence[Candidate], predict: Predict) -> list[Finalist]:
+    rows = _rows(block)
+    times = zip(block, predict(rows), measured_ms(device, network, rows), strict=True)
+    return [Finalist(candidate.widths, candidate.accuracy, float(before), float(ms)) for candidate, before, ms in times]
 
 
 def measured_ms(device: Device, network: Network, structures: np.ndarray) -> np.ndarray:
@@ -112,7 +151,7 @@ def _confirmed(
     accuracy: float | None,
     predict: Predict,
     latency_ms: float,
-    measured: int,
+    measured: Sequence[Finalist],
 ) -> Finish:
     """Measure the choice once more, beside the unpruned network and uniform ones near its latency."""
     uniform = _uniform_near(network, predict, latency_ms, predict(np.array([widths]))[0])
@@ -122,7 +161,7 @@ def _confirmed(
     predicted = predict(rows[[0, 1, nearest]])
     return Finish(
         widths, tuple(map(int, rows[nearest])), accuracy, float(milliseconds[0]), float(milliseconds[1]),
-        float(milliseconds[nearest]), (float(predicted[0]), float(predicted[1]), float(predicted[2])), measured,
+        float(milliseconds[nearest]), (float(predicted[0]), float(predicted[1]), float(predicted[2])), tuple(measured),
     )  # fmt: skip
 
 

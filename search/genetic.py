@@ -1,28 +1,38 @@
 """MetaPruning's evolutionary search (section 3.2) as an optuna sampler: the operators are ours, storage is optuna's.
 
-Trial k of generation g is a mutant, a crossover or a random structure; parents are the best ten of all earlier generations.
-Everything random comes from a generator seeded by (seed, k), so an interrupted search goes on to the same result.
+Trial k of generation g is a mutant, a crossover or a random structure; parents are the best ten of all earlier
+generations, or in a Pareto search as many as a generation has, chosen as NSGA-II does. Everything random comes from a
+generator seeded by (seed, k), so an interrupted search goes on to the same result. Several processes may share one search
+through a database: whoever finds that another has taken the same structure before draws again.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from latency.errors import MillipruneError
 from latency.network import Network
 from search.feasible import FeasibleSet
+from search.pareto import nondominated_sort
+
+STALE = timedelta(hours=1)
+"""A shared candidate that was begun so long ago counts as given up."""
 
 ATTEMPTS = 50
 """Draws before a slot gives up finding a structure that has not been evaluated yet."""
@@ -57,12 +67,27 @@ class Candidate:
 
 
 class MetaPruningSampler(optuna.samplers.BaseSampler):
-    """Proposes feasible structures that have not been evaluated before."""
+    """Proposes feasible structures that have not been evaluated before.
 
-    def __init__(self, feasible: FeasibleSet, evolution: Evolution, seed: int) -> None:
+    Args:
+        latency_ms: float64[P] of structures int64[P, L]; given, the search is for the front of accuracy against latency.
+        shared: whether other processes work on the same study.
+    """
+
+    def __init__(
+        self,
+        feasible: FeasibleSet,
+        evolution: Evolution,
+        seed: int,
+        latency_ms: Callable[[np.ndarray], np.ndarray] | None = None,
+        shared: bool = False,
+    ) -> None:
         self.feasible = feasible
         self.evolution = evolution
         self.seed = seed
+        self.latency_ms = latency_ms
+        self.shared = shared
+        self._levels = feasible.levels() if latency_ms else [feasible]
         self._space = {g.name: CategoricalDistribution(g.choices) for g in feasible.network.genes}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -70,20 +95,23 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
         done = evaluated(study, self.feasible.network)
-        widths = self.propose(done)
+        if self.shared:
+            widths = self.propose(done, trial.number, _others(study, trial.number, self.feasible.network))
+        else:
+            widths = self.propose(done, len(done))
         return dict(zip(self._space, map(int, widths), strict=True))
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
         raise SearchError(f"optuna asked for the unknown parameter '{name}'.")
 
-    def propose(self, done: list[Candidate]) -> np.ndarray:
-        """int64[L]: the next structure after those in `done`, which are in order of evaluation."""
-        rng = np.random.default_rng((self.seed, len(done)))
-        generation, slot = divmod(len(done), self.evolution.population)
-        parents = best(done[: generation * self.evolution.population], self.evolution.parents)
-        known = {candidate.widths for candidate in done}
+    def propose(self, done: list[Candidate], number: int, others: frozenset[tuple[int, ...]] = frozenset()) -> np.ndarray:
+        """int64[L]: structure `number`, given those in `done`, in order of evaluation, and what `others` are at."""
+        rng = np.random.default_rng((self.seed, number))
+        generation, slot = len(done) // self.evolution.population, number % self.evolution.population
+        parents = self._parents(done[: generation * self.evolution.population])
+        known = {candidate.widths for candidate in done} | others
         for _ in range(ATTEMPTS):
-            widths = self._offspring(slot / self.evolution.population, parents, rng)
+            widths = self._offspring(slot, parents, rng)
             if tuple(map(int, widths)) not in known:
                 return widths
         for widths in self.feasible.sample(ATTEMPTS, rng):
@@ -91,15 +119,22 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
                 return np.asarray(widths)
         raise Exhausted("every structure within the budget seems to have been evaluated.")
 
-    def _offspring(self, position: float, parents: list[Candidate], rng: np.random.Generator) -> np.ndarray:
-        evolution = self.evolution
+    def _parents(self, candidates: list[Candidate]) -> list[Candidate]:
+        if self.latency_ms is None or not candidates:
+            return best(candidates, self.evolution.parents)
+        latency_ms = self.latency_ms(np.array([candidate.widths for candidate in candidates]))
+        order = nondominated_sort(np.stack([-np.array([c.accuracy for c in candidates]), latency_ms], axis=1))
+        return [candidates[index] for index in order[: self.evolution.population]]
+
+    def _offspring(self, slot: int, parents: list[Candidate], rng: np.random.Generator) -> np.ndarray:
+        evolution, position = self.evolution, slot / self.evolution.population
         if parents and position < evolution.mutants:
             parent = parents[rng.integers(len(parents))]
             return self.feasible.mutated(np.array(parent.widths), evolution.mutation, rng)
         if len(parents) > 1 and position < evolution.mutants + evolution.crossovers:
             first, second = rng.choice(len(parents), 2, replace=False)
             return self.feasible.crossed(np.array(parents[first].widths), np.array(parents[second].widths), rng)
-        return self.feasible.sample(1, rng)[0]
+        return self._levels[slot % len(self._levels)].sample(1, rng)[0]
 
 
 class Exhausted(SearchError):
@@ -114,7 +149,25 @@ def best(candidates: list[Candidate], count: int) -> list[Candidate]:
 def evaluated(study: optuna.Study, network: Network) -> list[Candidate]:
     """All finished candidates in order of their trials."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [Candidate(tuple(trial.params[gene.name] for gene in network.genes), float(trial.values[0])) for trial in trials]
+    return [Candidate(_widths(trial, network), float(trial.values[0])) for trial in trials]
+
+
+def _widths(trial: FrozenTrial, network: Network) -> tuple[int, ...]:
+    return tuple(trial.params[gene.name] for gene in network.genes)
+
+
+def _others(study: optuna.Study, number: int, network: Network) -> frozenset[tuple[int, ...]]:
+    """Structures that other processes are evaluating, as far as they were begun before trial `number`."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return frozenset(
+        _widths(other, network)
+        for other in running
+        if other.number < number and len(other.params) == len(network.genes) and _alive(other)
+    )
+
+
+def _alive(trial: FrozenTrial) -> bool:
+    return trial.datetime_start is not None and datetime.now() - trial.datetime_start < STALE
 
 
 def evolve(
@@ -123,56 +176,81 @@ def evolve(
     evolution: Evolution,
     *,
     seed: int,
-    journal: Path,
+    journal: Path | str,
     progress: Callable[[int, float], object],
+    latency_ms: Callable[[np.ndarray], np.ndarray] | None = None,
+    study_name: str = "search",
 ) -> list[Candidate]:
     """Run the search, or what is left of it, and return all candidates in order of evaluation.
 
     Args:
         accuracy: of a structure int64[L]; called once for each candidate, ever.
-        journal: file that keeps every evaluation as soon as it is done.
+        journal: file that keeps every evaluation as soon as it is done; or the URL of a database, through which several
+            processes work on the study called `study_name`.
         progress: called with the number of candidates evaluated and the best accuracy so far.
+        latency_ms: float64[P] of structures int64[P, L]; given, the search is for the front of accuracy against latency.
 
     Raises:
         BudgetError: nothing fits the budget.
         SearchError: the journal cannot be used.
     """
     feasible.smallest()
-    sampler = MetaPruningSampler(feasible, evolution, seed)
-    study = _study(journal, sampler, feasible.network)
-    candidates = evaluated(study, feasible.network)
+    network, shared = feasible.network, isinstance(journal, str)
+    study = _study(journal, MetaPruningSampler(feasible, evolution, seed, latency_ms, shared), network, study_name)
+    candidates = evaluated(study, network)
     while len(candidates) < evolution.evaluations:
         progress(len(candidates), max((c.accuracy for c in candidates), default=float("nan")))
         try:
             trial = study.ask()
-            widths = np.array([trial.suggest_categorical(g.name, g.choices) for g in feasible.network.genes])
+            widths = np.array([trial.suggest_categorical(gene.name, gene.choices) for gene in network.genes])
         except Exhausted:
             break
+        if shared and tuple(map(int, widths)) in _others(study, trial.number, network):
+            study.tell(trial, state=TrialState.FAIL)  # both drew at the same moment: the later yields
+            continue
         study.tell(trial, accuracy(widths))
-        candidates = evaluated(study, feasible.network)
+        candidates = evaluated(study, network)
     progress(len(candidates), max((c.accuracy for c in candidates), default=float("nan")))
     return candidates
 
 
-def _study(journal: Path, sampler: MetaPruningSampler, network: Network) -> optuna.Study:
+def _study(journal: Path | str, sampler: MetaPruningSampler, network: Network, name: str) -> optuna.Study:
     """The study in `journal`, which must be of these genes, or a new one."""
     genes = {gene.name: list(gene.choices) for gene in network.genes}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            journal.parent.mkdir(parents=True, exist_ok=True)
-            _drop_partial_line(journal)
-            storage = JournalStorage(JournalFileBackend(str(journal)))
             study = optuna.create_study(
-                storage=storage, sampler=sampler, study_name="search", direction="maximize", load_if_exists=True
+                storage=_storage(journal), sampler=sampler, study_name=name, direction="maximize", load_if_exists=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise SearchError(f"the search's journal '{journal}' cannot be used: {error}; remove it to start over.") from error
+        except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise SearchError(
+                f"the database '{_without_password(str(journal))}' cannot be used: {str(error).splitlines()[0]}; "
+                "expected a URL such as postgresql+psycopg2://user@host/name, its server running and its driver installed."
+            ) from error
     if study.user_attrs.setdefault("genes", genes) != genes:
         raise SearchError(f"the search's journal '{journal}' is of a network with other genes; remove it to start over.")
     study.set_user_attr("genes", genes)
     return study
+
+
+def _storage(journal: Path | str) -> Any:
+    if isinstance(journal, str):
+        try:
+            return RDBStorage(journal)
+        except SQLAlchemyError:  # another process may be making the tables at this very moment
+            time.sleep(2)
+            return RDBStorage(journal)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    _drop_partial_line(journal)
+    return JournalStorage(JournalFileBackend(str(journal)))
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(//[^/:@]*):[^@/]*@", r"\1:…@", url)
 
 
 def _drop_partial_line(journal: Path) -> None:

@@ -5,16 +5,16 @@ Every stage leaves its result in a file and begins by looking for it, so a run t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import safetensors.torch
-import torch
+from torch import Tensor, nn
 
 from latency import open_device, trace
 from latency.alignment import alignment_of
@@ -26,41 +26,46 @@ from latency.predictor import LatencyPredictor
 from latency.protocol import measure
 from latency.table import LatencyTable
 from pruning.data import Dataset, load_data
-from pruning.evaluate import StructureEvaluator, accuracy
-from pruning.export import exported_accuracy, structure_onnx
-from pruning.extract import extract
+from pruning.evaluate import StructureEvaluator
+from pruning.fit import Recipe, training_steps
+from pruning.hardware import compute_device
 from pruning.networks import load
+from pruning.pretrained import digest, load_weights
 from pruning.pruningnet import PruningNet
-from pruning.train import Recipe, new_pruningnet, pruningnet_path, train_pruningnet, train_structure, training_steps
+from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
 from search.budget import Budget, show_amount
 from search.config import RunConfig
 from search.feasible import FeasibleSet
-from search.finalists import FINALISTS, Finish, finish
+from search.finalists import FINALISTS, Finish, finish, measured_front
 from search.genetic import Candidate, Evolution, evolve
+from search.pareto import front
+from search.progress import Reporter, Update, read_log
 from search.report import OutputError, read_json, result_table, versions, write_file, write_json
-
-Update = Callable[[int, str], object]
-"""Called with how much of a stage is done and a note on how it goes."""
-
-
-class Reporter(Protocol):
-    """Where a run tells what it does."""
-
-    def say(self, text: str) -> None: ...
-
-    def bar(self, title: str, total: int) -> AbstractContextManager[Update]: ...
+from search.retrain import Job, exported, trained
 
 
 @dataclass(frozen=True)
 class _Context:
-    """What all stages share."""
+    """What all stages share. `weights` are those to start from, None to draw them from the seed."""
 
     config: RunConfig
     out: Path
     reporter: Reporter
     device: Device
     data: Dataset
+    module: nn.Module
     network: Network
+    weights: Mapping[str, Tensor] | None
+
+    @property
+    def weights_digest(self) -> str:
+        return "" if self.weights is None else digest(self.weights)
+
+    @property
+    def job(self) -> Job:
+        """How the networks of this run are trained and exported."""
+        recipe = Recipe(self.config.epochs, self.config.train_batch)
+        return Job(self.module, self.network, self.data, recipe, self.config.seed, self.weights, self.out, self.reporter)
 
 
 def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str, Any]:
@@ -77,29 +82,56 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
     _claim(context)
     predictor = _predictor(context, lut)
     feasible = _feasible(context, budgets, predictor)
-    supernet = _pruningnet(context)
-    candidates = _search(context, feasible, supernet)
-    chosen = _finish(context, candidates, feasible, predictor)
-    result = _trained(context, chosen, candidates, feasible)
+    pruningnet = _pruningnet(context)
+    predict = partial(predictor.predict_widths, context.network)
+    candidates = _search(context, feasible, pruningnet, predict)
+    networks, chosen = (_front if config.pareto else _winner)(context, candidates, feasible, predict)
+    result = {
+        "budget": {constraint.quantity: constraint.shown(constraint.high) for constraint in feasible.constraints},
+        "genes": [gene.name for gene in context.network.genes],
+        "networks": networks,
+        **chosen,
+        "search": {"evaluations": len(candidates), "front": _front_seen(candidates, predict)},
+        "kernels": _kernels(context, predictor, networks),
+        "normalisation": {"mean": context.data.mean.tolist(), "std": context.data.std.tolist()},
+        "config": asdict(config),
+        "device": context.device.fingerprint(),
+        "versions": versions(),
+    }
     write_json(out / "result.json", result)
-    reporter.say(f"\n{result_table(result['networks'])}\n")
-    reporter.say(f"the exported model, measured once more: {result['networks'][-1]['exported_ms']:.4g} ms")
-    reporter.say(f"result: {out / 'result.json'}, model: {out / 'winner.onnx'}, weights: {out / 'winner.safetensors'}")
+    _report(context, result)
     return result
+
+
+def _report(context: _Context, result: dict[str, Any]) -> None:
+    from search.page import page
+
+    out, say = context.out, context.reporter.say
+    write_file(out / "report.html", page(result, read_log(out / "log.jsonl")).encode())
+    say(f"\n{result_table(result['networks'])}\n")
+    for row in result["networks"]:
+        if "exported_ms" in row:
+            say(f"{row['label']}.onnx, measured once more: {row['exported_ms']:.4g} ms")
+    say(f"report: {out / 'report.html'}; beside it result.json, and the networks as .onnx, .pt2 and .safetensors")
 
 
 def _context(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> _Context:
     device = open_device(config.device, threads=config.threads, precision=config.precision)
-    data = load_data(config.data, config.image_size)
+    data = load_data(config.data, config.image_size).to(compute_device())
+    module = load(config.network, data.classes)
+    kept = load_weights(module, config.network, config.weights) if config.weights else ()
     shape = (config.batch, 3, data.size, data.size)
     align = config.align or alignment_of(device, lut)
-    network = trace(load(config.network, data.classes), shape, align=align, name=config.network)
+    network = trace(module, shape, align=align, name=config.network)
     reporter.say(
         f"{network.name}: {len(network.genes)} genes in multiples of {align}, "
         f"{show_amount(network.macs(network.max_widths), 'macs')} MACs; "
         f"{data.name}: {len(data.train)} training images of {data.size} pixels, {data.classes} classes"
     )
-    return _Context(config, out, reporter, device, data, network)
+    if kept:
+        reporter.say(f"starting from '{config.weights}', but for {' and '.join(kept)}, which differ in shape")
+    weights = network.module.state_dict() if config.weights else None
+    return _Context(config, out, reporter, device, data, module, network, weights)
 
 
 def _claim(context: _Context) -> None:
@@ -107,7 +139,6 @@ def _claim(context: _Context) -> None:
     path, given = context.out / "run.json", asdict(context.config)
     if not path.exists():
         write_json(path, given)
-        return
     stored = read_json(path)
     for key, value in given.items():
         if stored.get(key) != value:
@@ -115,6 +146,7 @@ def _claim(context: _Context) -> None:
                 f"'{context.out}' holds a run with {key}={stored.get(key)!r}, this one has {value!r}; give the same options "
                 "to resume it, or another --out."
             )
+    context.reporter.log = context.out / "log.jsonl"
 
 
 def _predictor(context: _Context, lut: Path) -> LatencyPredictor:
@@ -134,7 +166,7 @@ def _counted(update: Update) -> Callable[[int], object]:
     def add(increment: int) -> None:
         nonlocal done
         done += increment
-        update(done, "")
+        update(done)
 
     return add
 
@@ -172,100 +204,102 @@ def _unpruned_ms(context: _Context) -> float:
 
 
 def _pruningnet(context: _Context) -> PruningNet:
-    config = context.config
-    recipe = Recipe(config.pruningnet_epochs, config.train_batch)
-    supernet = new_pruningnet(context.network, config.seed)
-    path = pruningnet_path(context.out.parent / "pruningnets", context.network, context.data, recipe, config.seed)
-    with context.reporter.bar("training PruningNet", training_steps(context.data, recipe)) as update:
-        train_pruningnet(supernet, context.data, recipe, seed=config.seed, checkpoint=path, progress=_loss(update))
-    return supernet
+    config, network, data, seed = context.config, context.network, context.data, context.config.seed
+    recipe, supernet = Recipe(config.pruningnet_epochs, config.train_batch), SUPERNETS[config.recipe]
+    pruningnet = new_pruningnet(network, supernet, seed, context.weights).to(compute_device())
+    folder = context.out.parent / "pruningnets"
+    path = pruningnet_path(folder, network, supernet, data, recipe, seed, context.weights_digest)
+    with context.reporter.bar("training PruningNet", training_steps(data, recipe)) as update:
+        train_pruningnet(
+            pruningnet, supernet, data, recipe, seed=seed, checkpoint=path,
+            progress=lambda step, loss: update(step, f"loss {loss:.3f}", loss),
+        )  # fmt: skip
+    return pruningnet
 
 
-def _loss(update: Update) -> Callable[[int, float], object]:
-    return lambda step, loss: update(step, f"loss {loss:.3f}")
-
-
-def _search(context: _Context, feasible: FeasibleSet, supernet: PruningNet) -> list[Candidate]:
+def _search(
+    context: _Context, feasible: FeasibleSet, pruningnet: PruningNet, predict: Callable[[np.ndarray], np.ndarray]
+) -> list[Candidate]:
     config = context.config
     evolution = Evolution(config.population, config.generations)
+    identity = json.dumps(asdict(config) | {"storage": None, "weights": context.weights_digest}, sort_keys=True)
+    name = f"{config.slug}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     with context.reporter.bar("genetic search", evolution.evaluations) as update:
         return evolve(
             feasible,
-            StructureEvaluator(supernet, context.data),
+            StructureEvaluator(pruningnet, context.data),
             evolution,
             seed=config.seed,
-            journal=context.out / "search.journal",
-            progress=lambda done, top: update(done, f"best {top:.1%}"),
+            journal=config.storage or context.out / "search.journal",
+            progress=lambda done, top: update(done, f"best {top:.1%}", top),
+            latency_ms=predict if config.pareto else None,
+            study_name=name,
         )
 
 
-def _finish(context: _Context, candidates: list[Candidate], feasible: FeasibleSet, predictor: LatencyPredictor) -> Finish:
+def _front_seen(candidates: list[Candidate], predict: Callable[[np.ndarray], np.ndarray]) -> list[dict[str, Any]]:
+    """All candidates that are not worse than another in both accuracy and predicted latency, fastest first."""
+    latency_ms = predict(np.array([candidate.widths for candidate in candidates]))
+    accuracy = np.array([candidate.accuracy for candidate in candidates])
+    members = np.flatnonzero(front(np.stack([-accuracy, latency_ms], axis=1)))
+    return [
+        {"widths": list(candidates[i].widths), "subval_accuracy": accuracy[i], "predicted_ms": float(latency_ms[i])}
+        for i in sorted(members, key=lambda i: latency_ms[i])
+    ]
+
+
+def _winner(
+    context: _Context, candidates: list[Candidate], feasible: FeasibleSet, predict: Callable[[np.ndarray], np.ndarray]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of the unpruned network, the uniform one and the winner, trained by one recipe; and how it was chosen."""
+    chosen = _finish(context, candidates, feasible, predict)
+    unpruned_ms, winner_ms, uniform_ms = chosen.predicted_ms
+    job = context.job
+    teacher, unpruned = trained(job, "unpruned", context.network.max_widths, chosen.unpruned_ms, unpruned_ms)
+    job = job.taught_by(teacher if context.config.distill else None)
+    _, uniform = trained(job, "uniform", chosen.uniform, chosen.uniform_ms, uniform_ms)
+    structure, winner = trained(job, "winner", chosen.winner, chosen.winner_ms, winner_ms)
+    winner |= {"subval_accuracy": chosen.accuracy, **exported(job, context.device, structure, winner)}
+    return [unpruned, uniform, winner], {"finalists": [asdict(finalist) for finalist in chosen.finalists]}
+
+
+def _finish(
+    context: _Context, candidates: list[Candidate], feasible: FeasibleSet, predict: Callable[[np.ndarray], np.ndarray]
+) -> Finish:
     path = context.out / "finish.json"
     if path.exists():
         return Finish.from_json(read_json(path))
     latency = context.config.budgets().get("latency")
     limit = latency.resolved(_unpruned_ms(context)).high if latency else float("inf")
     with context.reporter.bar("measuring finalists", min(FINALISTS, len(candidates))) as update:
-        predict = partial(predictor.predict_widths, context.network)
         chosen = finish(context.device, context.network, candidates, feasible, predict, limit, update)
     write_json(path, asdict(chosen))
     return chosen
 
 
-def _trained(context: _Context, chosen: Finish, candidates: list[Candidate], feasible: FeasibleSet) -> dict[str, Any]:
-    """Train the three networks by one recipe and export the winner."""
-    unpruned = _train_one(context, "unpruned", context.network.max_widths, chosen.unpruned_ms, chosen.predicted_ms[0])
-    uniform = _train_one(context, "uniform", chosen.uniform, chosen.uniform_ms, chosen.predicted_ms[2])
-    winner = _train_one(context, "winner", chosen.winner, chosen.winner_ms, chosen.predicted_ms[1])
-    config, network = context.config, context.network
-    return {
-        "budget": {constraint.quantity: constraint.shown(constraint.high) for constraint in feasible.constraints},
-        "genes": [gene.name for gene in network.genes],
-        "winner_subval_accuracy": chosen.accuracy,
-        "networks": [unpruned, uniform, winner],
-        "search": {"evaluations": len(candidates), "measured_finalists": chosen.measured_finalists},
-        "normalisation": {"mean": context.data.mean.tolist(), "std": context.data.std.tolist()},
-        "config": asdict(config),
-        "device": context.device.fingerprint(),
-        "versions": versions(),
-    }
+def _front(
+    context: _Context, candidates: list[Candidate], feasible: FeasibleSet, predict: Callable[[np.ndarray], np.ndarray]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of the unpruned network and of networks along the front, trained by one recipe."""
+    path = context.out / "front.json"
+    if not path.exists():
+        with context.reporter.bar("measuring the front", 1) as update:
+            members = measured_front(context.device, context.network, candidates, predict)
+            update(1)
+        write_json(path, {"finalists": [asdict(member) for member in members]})
+    finalists = read_json(path)["finalists"]
+    full = np.array(context.network.max_widths)
+    job = context.job
+    teacher, unpruned = trained(job, "unpruned", tuple(full), _unpruned_ms(context), float(predict(full[None])[0]))
+    job = job.taught_by(teacher if context.config.distill else None)
+    rows = [unpruned]
+    for number, member in enumerate(finalists, 1):
+        structure, row = trained(job, f"front-{number}", member["widths"], member["measured_ms"], member["predicted_ms"])
+        rows.append(row | {"subval_accuracy": member["accuracy"], **exported(job, context.device, structure, row)})
+    return rows, {"finalists": finalists}
 
 
-def _train_one(
-    context: _Context, label: str, widths: tuple[int, ...], measured_ms: float, predicted_ms: float
-) -> dict[str, Any]:
-    config, network, data = context.config, context.network, context.data
-    structure = extract(network, widths)
-    recipe = Recipe(config.epochs, config.train_batch)
-    with context.reporter.bar(f"training {label}", training_steps(data, recipe)) as update:
-        train_structure(
-            structure, network, np.array(widths), data, recipe, seed=config.seed,
-            checkpoint=context.out / "checkpoints" / f"{label}.safetensors", progress=_loss(update),
-        )  # fmt: skip
-    row = {
-        "label": label,
-        "widths": list(widths),
-        "test_accuracy": accuracy(structure, data.test, data),
-        "measured_ms": measured_ms,
-        "predicted_ms": predicted_ms,
-        "macs": network.macs(widths),
-        "params": network.params(widths),
-    }
-    if label == "winner":
-        row |= _exported(context, structure, row["test_accuracy"])
-    return row
-
-
-def _exported(context: _Context, structure: torch.nn.Module, test_accuracy: float) -> dict[str, Any]:
-    """Write ONNX and weights, load the ONNX file again, and see that it is as accurate and as fast."""
-    out, data = context.out, context.data
-    model = structure_onnx(structure, context.network.input_shape)
-    weights = {name: tensor.contiguous() for name, tensor in structure.state_dict().items()}
-    write_file(out / "winner.safetensors", safetensors.torch.save(weights))
-    write_file(out / "winner.onnx", model)
-    onnx_accuracy = exported_accuracy(out / "winner.onnx", data.test, data)
-    if abs(onnx_accuracy - test_accuracy) > max(0.002, 1.5 / len(data.test)):
-        raise OutputError(
-            f"the exported ONNX model reaches {onnx_accuracy:.2%} where PyTorch reaches {test_accuracy:.2%}; please report it."
-        )
-    return {"onnx_accuracy": onnx_accuracy, "exported_ms": context.device.measure(model).latency_ms}
+def _kernels(context: _Context, predictor: LatencyPredictor, networks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Predicted milliseconds of every kernel, of the unpruned network and of the last: both have the same graph."""
+    before, after = (predictor.predict(context.network.onnx(networks[row]["widths"])).kernels for row in (0, -1))
+    return {"kernels": before["kernel"].tolist(), "unpruned_ms": before["ms"].tolist(), "pruned_ms": after["ms"].tolist()}

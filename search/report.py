@@ -58,13 +58,16 @@ COLUMNS = (
 
 def result_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table, aligned for reading as it stands."""
-    lines = [[title for title, _, _ in COLUMNS]]
-    for row in rows:
-        shown = {**row, "macs": row["macs"] / 1e6, "params": row["params"] / 1e6}
-        lines.append([form.format(shown[key]) for _, key, form in COLUMNS])
+    lines = [[title for title, _, _ in COLUMNS], *(cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     text = [_line(line, widths) for line in lines]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """What `COLUMNS` show of a row."""
+    shown = {**row, "macs": row["macs"] / 1e6, "params": row["params"] / 1e6}
+    return [form.format(shown[key]) for _, key, form in COLUMNS]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

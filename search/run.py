@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 from latency.errors import reported_by_command
 from search.config import RunConfig
+from search.progress import Reporter
 from search.report import OutputError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 DEFAULTS = RunConfig()
-
-
-class TerminalReporter:
-    """Lines on standard output, progress bars on standard error."""
-
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-
-    def say(self, text: str) -> None:
-        print(text, flush=True)
-
-    @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Callable[[int, str], object]]:
-        with tqdm(total=total, desc=title, disable=self.quiet, mininterval=0.5, dynamic_ncols=True) as meter:
-
-            def update(done: int, note: str) -> None:
-                meter.set_postfix_str(note, refresh=False)
-                meter.update(done - meter.n)
-
-            yield update
 
 
 @app.command()
@@ -52,6 +30,15 @@ def main(
     precision: Annotated[str, Option(help="fp32, or what else the device offers.")] = DEFAULTS.precision,
     batch: Annotated[int, Option(min=1, help="Images in one batch of the deployed network.")] = DEFAULTS.batch,
     align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = DEFAULTS.align,
+    weights: Annotated[
+        str | None, Option(help="Trained weights to start from: a state dict's file, or torchvision's, such as DEFAULT.")
+    ] = None,
+    distill: Annotated[bool, Option("--distill", help="Train the pruned networks from the unpruned one's scores too.")] = False,
+    recipe: Annotated[str, Option(help="How PruningNet is trained: sandwich, or paper.")] = DEFAULTS.recipe,
+    pareto: Annotated[bool, Option("--pareto", help="Find networks all along the front of accuracy against latency.")] = False,
+    storage: Annotated[
+        str | None, Option(help="Database for the search, to be worked on by several processes: postgresql+psycopg2://…")
+    ] = None,
     population: Annotated[int, Option(min=1, help="Structures in a generation.")] = DEFAULTS.population,
     generations: Annotated[int, Option(min=1, help="Generations of the genetic search.")] = DEFAULTS.generations,
     pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = DEFAULTS.pruningnet_epochs,
@@ -67,12 +54,12 @@ def main(
     with reported_by_command("Run the same command with --resume to go on."):
         config = RunConfig(
             latency, macs, params, network, data, image_size, device, threads, precision, batch, align,
-            population, generations, pruningnet_epochs, epochs, train_batch, seed,
+            weights, distill, recipe, pareto, storage, population, generations, pruningnet_epochs, epochs, train_batch, seed,
         )  # fmt: skip
-        config.budgets()
+        config.check()
         from search.pipeline import run  # torch and the rest load once the arguments are known to be good
 
-        run(config, _folder(out, config, resume), lut, TerminalReporter(quiet))
+        run(config, _folder(out, config, resume), lut, Reporter(quiet))
 
 
 def _folder(out: Path | None, config: RunConfig, resume: bool) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -77,11 +78,65 @@ def test_the_exported_network_stands_on_its_own(finished) -> None:
     assert weights["stem.0.weight"].shape == (widths[0], 3, 3, 3)
 
 
+def test_the_winner_comes_as_a_program_too(finished) -> None:
+    folder, _ = finished
+    model = torch.export.load(folder / "winner.pt2").module()
+    images = np.random.default_rng(0).normal(size=(1, 3, 24, 24)).astype(np.float32)
+    scores = onnxruntime.InferenceSession(str(folder / "winner.onnx")).run(None, {"images": images})[0]
+    np.testing.assert_allclose(model(torch.from_numpy(images)).detach().numpy(), scores, atol=1e-4)
+    assert json.loads((folder / "result.json").read_text())["networks"][2]["module"] == "TinyNet"
+
+
+def test_the_report_and_the_log(finished) -> None:
+    folder, _ = finished
+    assert "tinynet:wide within latency" in (folder / "report.html").read_text()
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    stages = {line["stage"]: line for line in log if "stage" in line}
+    assert {"training PruningNet", "genetic search", "measuring finalists", "training winner"} <= set(stages)
+    assert stages["genetic search"]["done"] == stages["genetic search"]["total"] == 18
+    assert 0 < stages["genetic search"]["value"] <= 1
+    result = json.loads((folder / "result.json").read_text())
+    assert result["search"]["front"][-1]["subval_accuracy"] == stages["genetic search"]["value"]
+    assert result["finalists"]
+    assert len(result["kernels"]["kernels"]) == len(result["kernels"]["pruned_ms"])
+    assert sum(result["kernels"]["pruned_ms"]) < sum(result["kernels"]["unpruned_ms"])
+
+
+def test_a_front_of_networks(workplace) -> None:
+    done = command(["-m", "search.run", "--pareto", *TINY, "--out", "runs/front"], workplace)
+    folder = workplace / "runs" / "front"
+    rows = json.loads((folder / "result.json").read_text())["networks"]
+    assert [row["label"] for row in rows] == ["unpruned", *(f"front-{number}" for number in range(1, len(rows)))]
+    assert len(rows) >= 3
+    assert [row["measured_ms"] for row in rows[1:]] == sorted(row["measured_ms"] for row in rows[1:])
+    for row in rows[1:]:
+        assert (folder / f"{row['label']}.onnx").exists()
+        assert row["label"] in done.stdout
+
+
+def test_a_trained_start_and_a_teacher(finished, workplace) -> None:
+    """The unpruned network of the first run is where this one starts; a single epoch then goes a long way."""
+    folder, _ = finished
+    state = load_file(folder / "checkpoints" / "unpruned.safetensors")
+    weights = {name.removeprefix("module."): torch.from_numpy(tensor) for name, tensor in state.items()}
+    torch.save(weights, workplace / "trained.pth")
+    options = [*SEARCH, "--weights", "trained.pth", "--distill", "--recipe", "paper", "--out", "runs/pretrained"]
+    short = [{"8": "1", "3": "1"}.get(option, option) for option in options]  # epochs and generations
+    command(short, workplace)
+    first, second = (
+        json.loads((workplace / "runs" / name / "result.json").read_text())["networks"] for name in ("first", "pretrained")
+    )
+    assert second[0]["test_accuracy"] > first[0]["test_accuracy"] - 0.1
+    assert second[2]["test_accuracy"] > 0.3
+    assert len(list((workplace / "runs" / "pruningnets").glob("*.safetensors"))) == 2
+
+
 def test_a_second_run_uses_the_table_and_the_pruningnet_and_gives_the_same_search(finished, workplace) -> None:
     first, _ = finished
     tables = {file: file.stat().st_mtime_ns for file in workplace.glob("lut_data/*/*.parquet")}
     supernets = {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")}
-    assert len(tables) == len(supernets) == 1
+    assert len(tables) == 1
+    assert supernets
     shutil.copytree(first, workplace / "runs" / "second")
     for name in ("search.journal", "finish.json", "result.json"):
         (workplace / "runs" / "second" / name).unlink()
@@ -156,6 +211,9 @@ def test_budgets_in_macs_and_parameters(workplace) -> None:
         (["--latency", "60%", "--device", "tpu"], "expected one of"),
         (["--latency", "60%", "--device", "trt"], "device 'trt'"),
         (["--latency", "60%", "--data", "mnist9"], "is unknown"),
+        (["--latency", "60%", "--recipe", "grandmas"], "expected one of sandwich, paper"),
+        (["--latency", "60%", "--weights", "nowhere.pth"], "neither a file nor torchvision's"),
+        (["--latency", "60%", "--storage", "nonsense"], "database 'nonsense' cannot be used"),
         (["--latency", "60%", "--out", "tinynet.py/run"], "cannot write"),
         (["--latency", "60%", "--lut", "tinynet.py"], "cannot write|Choose another"),
         (["--latency", "60%", "--population", "0"], "population"),

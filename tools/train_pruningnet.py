@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from latency.errors import reported_by_command
+from latency.errors import MillipruneError, reported_by_command
 
 Option = typer.Option
 
@@ -20,36 +20,49 @@ def main(
     batch: Annotated[int, Option(min=1, help="Images in one batch of the deployed network, as in the search.")] = 1,
     device: Annotated[str, Option(help="Of the search: it decides which multiples widths are.")] = "ort",
     align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = None,
+    recipe: Annotated[str, Option(help="sandwich, or paper.")] = "sandwich",
     epochs: Annotated[int, Option(min=1)] = 40,
-    train_batch: Annotated[int, Option(min=2, help="Images in a training step.")] = 64,
+    train_batch: Annotated[int, Option(min=2, help="Images in a training step, of all processes together.")] = 64,
     seed: Annotated[int, Option(min=0)] = 0,
     lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
     out: Annotated[Path, Option(help="Folder of PruningNets; searches under runs/ look here.")] = Path("runs/pruningnets"),
 ) -> None:
-    """Train it, or go on where it stopped. A search with the same options finds it."""
+    """Train it, or go on where it stopped. A search with the same options finds it.
+
+    On several GPUs: torchrun --nproc-per-node 8 tools/train_pruningnet.py …; every process draws its own structures.
+    """
     with reported_by_command():
         from latency import open_device, trace
         from latency.alignment import alignment_of
         from pruning.data import load_data
         from pruning.evaluate import StructureEvaluator
+        from pruning.fit import Recipe, training_steps
+        from pruning.hardware import compute_device
         from pruning.networks import load
-        from pruning.train import Recipe, new_pruningnet, pruningnet_path, train_pruningnet, training_steps
+        from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
+        from pruning.workers import Workers
 
-        images = load_data(data, image_size)
+        if recipe not in SUPERNETS:
+            raise MillipruneError(f"--recipe {recipe} given; expected one of {', '.join(SUPERNETS)}.")
+        first = Workers.joined().rank == 0
+        images = load_data(data, image_size).to(compute_device())
         shape = (batch, 3, images.size, images.size)
         align = align or alignment_of(open_device(device), lut)
         traced = trace(load(network, images.classes), shape, align=align, name=network)
-        recipe = Recipe(epochs, train_batch)
-        supernet = new_pruningnet(traced, seed)
-        path = pruningnet_path(out, traced, images, recipe, seed)
-        with tqdm(total=training_steps(images, recipe), desc="training PruningNet", dynamic_ncols=True) as meter:
+        steps, supernet = Recipe(epochs, train_batch), SUPERNETS[recipe]
+        pruningnet = new_pruningnet(traced, supernet, seed).to(compute_device())
+        path = pruningnet_path(out, traced, supernet, images, steps, seed)
+        total = training_steps(images, steps)
+        with tqdm(total=total, desc="training PruningNet", dynamic_ncols=True, disable=not first) as meter:
 
             def update(step: int, loss: float) -> None:
                 meter.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 meter.update(step - meter.n)
 
-            train_pruningnet(supernet, images, recipe, seed=seed, checkpoint=path, progress=update)
-        evaluate = StructureEvaluator(supernet, images)
+            train_pruningnet(pruningnet, supernet, images, steps, seed=seed, checkpoint=path, progress=update)
+        if not first:
+            return
+        evaluate = StructureEvaluator(pruningnet, images)
         print(f"{path}")
         for scale in (1.0, 0.75, 0.5, 0.25):
             print(f"  sub-validation accuracy at {scale:.2f} of all widths: {evaluate(traced.nearest_widths(scale)):.1%}")

@@ -83,8 +83,8 @@ def test_cifar10_npz(tmp_path) -> None:
     (tmp_path / "a_train.npz").symlink_to(SHARED / "cifar10_test.npz")
     (tmp_path / "a_test.npz").symlink_to(SHARED / "cifar10_test.npz")
     data = load_data(str(tmp_path))
-    assert (len(data.train), len(data.subval), len(data.test)) == (9500, 500, 10_000)
-    assert torch.bincount(data.subval.labels).tolist() == [50] * 10
+    assert (len(data.train), len(data.subval), len(data.test)) == (8000, 2000, 10_000)
+    assert torch.bincount(data.subval.labels).tolist() == [200] * 10
     assert data.train.pixels.shape[1:] == (3, 32, 32)
 
 

@@ -1,5 +1,8 @@
 """Extraction and export: a structure on its own."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -8,8 +11,8 @@ import torch
 import latency
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
-from pruning.export import exported_accuracy, structure_onnx
-from pruning.extract import extract
+from pruning.export import exported_accuracy, program_bytes, structure_onnx
+from pruning.extract import extract, in_own_class
 from pruning.networks import load
 
 
@@ -57,3 +60,51 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
     for batch in (1, 7):
         (tmp_path / "net.onnx").write_bytes(structure_onnx(structure, (batch, 3, 16, 16)))
         assert exported_accuracy(tmp_path / "net.onnx", digits.test, digits) == accuracy(structure, digits.test, digits)
+
+
+@pytest.mark.parametrize("name", ["tinynet:tiny", "mobilenet_v1", "resnet18", "densenet121"])
+def test_a_structure_in_the_users_own_class(name: str, rng, random_widths, awake) -> None:
+    module = load(name, num_classes=10)
+    network = latency.trace(module, (2, 3, 32, 32), align=8)
+    (widths,) = random_widths(network, rng, 1)
+    structure = awake(extract(network, widths), (2, 3, 32, 32))
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    own = in_own_class(module, structure, (2, 3, 32, 32))
+    assert type(own) is type(module)
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(own(images), structure(images), atol=1e-4, rtol=1e-4)
+    assert {key: tuple(tensor.shape) for key, tensor in own.state_dict().items()} == {
+        key: tuple(tensor.shape) for key, tensor in structure.state_dict().items()
+    }
+    assert all(torch.equal(before[key], tensor) for key, tensor in module.state_dict().items())
+
+
+def test_a_class_that_relies_on_its_widths_is_left_for_the_traced_module(awake) -> None:
+    class Counted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 16, 3), torch.nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).mean((2, 3)) * (1.0 if self.first.out_channels == 16 else 2.0))
+
+    module = Counted()
+    network = latency.trace(module, (1, 3, 16, 16), align=8)
+    structure = awake(extract(network, [8]), (1, 3, 16, 16))
+    assert in_own_class(module, structure, (1, 3, 16, 16)) is structure
+
+
+@pytest.mark.parametrize("name", ["tinynet:tiny", "mobilenet_v2"])
+def test_the_program_needs_nothing_of_ours(name: str, tmp_path, awake) -> None:
+    network = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=8)
+    structure = awake(extract(network, network.nearest_widths(0.5)), (1, 3, 32, 32))
+    (tmp_path / "net.pt2").write_bytes(program_bytes(structure, (1, 3, 32, 32)))
+    images = torch.randn(5, 3, 32, 32)
+    torch.save(images, tmp_path / "images.pt")
+    script = (
+        "import sys, torch; model = torch.export.load('net.pt2').module();"
+        "torch.save(model(torch.load('images.pt')), 'out.pt');"
+        "assert not {'pruning', 'search', 'latency', 'tinynet'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), structure(images), atol=1e-4, rtol=1e-4)

@@ -5,15 +5,26 @@ import pytest
 import torch
 
 import latency
+from pruning.generators import HIDDEN
 from pruning.networks import load
-from pruning.pruningnet import PruningNet, _CroppedProduct, block_genes
-from pruning.train import new_pruningnet
+from pruning.pruningnet import PruningNet, block_genes
+from pruning.train import SUPERNETS, new_pruningnet
 
 
-@pytest.mark.parametrize("name", ["tinynet:tiny", "tinynet:mixed", "mobilenet_v2", "resnet18", "vgg11_bn"])
-def test_the_generated_network_is_the_extracted_structure(name: str, rng, random_widths) -> None:
+def pruningnet(net: latency.Network, generator: str = "full", hidden: int = 2) -> PruningNet:
+    return PruningNet(net, dict(net.module.named_parameters()), generator, hidden)
+
+
+@pytest.mark.parametrize(
+    ("name", "generator"),
+    [
+        ("tinynet:tiny", "full"), ("tinynet:tiny", "low-rank"), ("tinynet:tiny", "shared"), ("tinynet:mixed", "full"),
+        ("tinynet:mixed", "low-rank"), ("mobilenet_v2", "low-rank"), ("resnet18", "full"), ("vgg11_bn", "shared"),
+    ],
+)  # fmt: skip
+def test_the_generated_network_is_the_extracted_structure(name: str, generator: str, rng, random_widths) -> None:
     net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32))
-    supernet = PruningNet(net, hidden=2).double().eval()  # eval: dropout off; BN uses the batch all the same
+    supernet = pruningnet(net, generator).double().eval()  # eval: dropout off; BN uses the batch all the same
     images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
     for widths in random_widths(net, rng, 2):
         structure = supernet.structure(widths).double()
@@ -45,31 +56,12 @@ def test_encodings_of_the_papers_networks() -> None:
 
 def test_pruningnet_of_mobilenet_v1_has_the_papers_size() -> None:
     net = latency.trace(load("mobilenet_v1"), (1, 3, 32, 32))
-    supernet = PruningNet(net)
+    supernet = pruningnet(net, hidden=HIDDEN)
     assert sum(p.numel() for p in supernet.parameters()) == pytest.approx(106e6, rel=0.02)
 
 
-@pytest.mark.parametrize("inputs", [slice(0, 3), np.array([0, 1, 4])], ids=["first", "of a concatenation"])
-def test_gradient_of_the_cropped_product_is_autograds(inputs) -> None:
-    torch.manual_seed(0)
-    bank = torch.randn(6, 5, 9, 4, dtype=torch.float64)
-    code = torch.randn(4, dtype=torch.float64)
-    upstream = torch.randn(4 * 3 * 9, dtype=torch.float64)
-    results = []
-    for product in (
-        lambda b, c: _CroppedProduct.apply(b, c, (slice(0, 4), inputs)),
-        lambda b, c: (b[:4, inputs] @ c).reshape(-1),
-    ):
-        b, c = bank.clone().requires_grad_(), code.clone().requires_grad_()
-        for _ in range(2):  # gradients of several structures add up
-            product(b, c).backward(upstream)
-        results.append((product(b, c).detach(), b.grad, c.grad))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_only_kept_channels_learn(tiny_network) -> None:
-    supernet = PruningNet(tiny_network, hidden=4)
+    supernet = pruningnet(tiny_network, hidden=4)
     widths = np.array([gene.choices[0] for gene in tiny_network.genes])
     supernet(torch.randn(4, 3, 16, 16), widths).square().sum().backward()
     generator = supernet.generators["feature/0"]
@@ -82,8 +74,17 @@ def test_only_kept_channels_learn(tiny_network) -> None:
 
 def test_the_seed_decides_and_the_global_generator_stays(tiny_network) -> None:
     state = torch.random.get_rng_state()
-    a, b, c = (new_pruningnet(tiny_network, seed) for seed in (1, 1, 2))
+    a, b, c = (new_pruningnet(tiny_network, SUPERNETS["paper"], seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), state)
     key = "generators.feature/0.bank"
     assert torch.equal(a.state_dict()[key], b.state_dict()[key])
     assert not torch.equal(a.state_dict()[key], c.state_dict()[key])
+
+
+@pytest.mark.parametrize("recipe", SUPERNETS)
+def test_trained_weights_are_what_every_structure_starts_from(recipe: str, tiny_network) -> None:
+    weights = {name: torch.randn_like(tensor) for name, tensor in tiny_network.module.state_dict().items() if tensor.dim()}
+    supernet = new_pruningnet(tiny_network, SUPERNETS[recipe], 0, weights)
+    widths = np.array([gene.choices[0] for gene in tiny_network.genes])
+    for name, tensor in supernet.weights(widths).items():
+        assert torch.equal(tensor, weights[name][tiny_network.kept(name, widths)]), name

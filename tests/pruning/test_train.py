@@ -11,11 +11,12 @@ import latency
 from pruning.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
-from pruning.extract import extract
+from pruning.fit import Recipe, TrainingError
 from pruning.networks import load
-from pruning.train import Recipe, TrainingError, new_pruningnet, pruningnet_path, train_pruningnet, train_structure
+from pruning.train import SUPERNETS, new_pruningnet, new_structure, pruningnet_path, train_pruningnet, train_structure
 
 RECIPE = Recipe(epochs=2, batch=32)
+PAPER = SUPERNETS["paper"]
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +36,17 @@ def quietly(done: int, loss: float) -> None:
     pass
 
 
-@pytest.mark.parametrize("stop", [1, 4, 9])
-def test_a_pruningnet_resumes_bit_for_bit(stop: int, few, tiny_network, tmp_path) -> None:
-    straight, broken, resumed = (new_pruningnet(tiny_network, 0) for _ in range(3))
-    train_pruningnet(straight, few, RECIPE, seed=3, checkpoint=tmp_path / "a", progress=quietly)
+@pytest.mark.parametrize(("recipe", "stop"), [("paper", 1), ("paper", 4), ("sandwich", 9)])
+def test_a_pruningnet_resumes_bit_for_bit(recipe: str, stop: int, few, tiny_network, tmp_path) -> None:
+    kind = SUPERNETS[recipe]
+    straight, broken, resumed = (new_pruningnet(tiny_network, kind, 0) for _ in range(3))
+    train_pruningnet(straight, kind, few, RECIPE, seed=3, checkpoint=tmp_path / "a", progress=quietly)
     with pytest.raises(KeyboardInterrupt):
-        train_pruningnet(broken, few, RECIPE, seed=3, checkpoint=tmp_path / "b", progress=interrupted_at(stop))
+        train_pruningnet(broken, kind, few, RECIPE, seed=3, checkpoint=tmp_path / "b", progress=interrupted_at(stop))
     steps: list[int] = []
-    train_pruningnet(resumed, few, RECIPE, seed=3, checkpoint=tmp_path / "b", progress=lambda done, loss: steps.append(done))
+    train_pruningnet(
+        resumed, kind, few, RECIPE, seed=3, checkpoint=tmp_path / "b", progress=lambda done, loss: steps.append(done)
+    )
     assert steps == list(range(stop, 11))
     for name, tensor in straight.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
@@ -50,7 +54,7 @@ def test_a_pruningnet_resumes_bit_for_bit(stop: int, few, tiny_network, tmp_path
 
 def test_a_structure_resumes_bit_for_bit_and_a_finished_one_is_loaded(few, tiny_network, tmp_path) -> None:
     widths = np.array(tiny_network.max_widths)
-    straight, resumed, again = (extract(tiny_network, widths) for _ in range(3))
+    straight, resumed, again = (new_structure(tiny_network, widths, 0) for _ in range(3))
     arguments = (tiny_network, widths, few, RECIPE)
     train_structure(straight, *arguments, seed=0, checkpoint=tmp_path / "a", progress=quietly)
     with pytest.raises(KeyboardInterrupt):
@@ -65,15 +69,45 @@ def test_a_structure_resumes_bit_for_bit_and_a_finished_one_is_loaded(few, tiny_
 
 
 def test_training_from_scratch_learns_digits(digits, tiny_network, tmp_path) -> None:
-    structure = extract(tiny_network, tiny_network.max_widths)
+    structure = new_structure(tiny_network, np.array(tiny_network.max_widths), 0)
     recipe = Recipe(epochs=8, batch=32)
     widths = np.array(tiny_network.max_widths)
     train_structure(structure, tiny_network, widths, digits, recipe, seed=0, checkpoint=tmp_path / "c", progress=quietly)
     assert accuracy(structure, digits.test, digits) > 0.85
 
 
+def test_structures_start_from_trained_weights_where_given(tiny_network) -> None:
+    state = tiny_network.module.state_dict()
+    widths = np.array([gene.choices[0] for gene in tiny_network.genes])
+    structure = new_structure(tiny_network, widths, 0, state)
+    for name, tensor in structure.state_dict().items():
+        if name in tiny_network.tensors:
+            assert torch.equal(tensor, state[name][tiny_network.kept(name, widths)]), name
+    assert not torch.equal(
+        new_structure(tiny_network, widths, 0).state_dict()["stem.0.weight"], structure.state_dict()["stem.0.weight"]
+    )
+
+
+def test_a_pupil_takes_after_its_teacher(few, tiny_network, tmp_path) -> None:
+    """A teacher that calls everything a 3 pulls its pupil there; without it, the labels decide."""
+    full = np.array(tiny_network.max_widths)
+    teacher = new_structure(tiny_network, full, 0).eval()
+    with torch.no_grad():
+        teacher.classifier.bias[3] = 50.0
+    shares = []
+    for taught in (None, teacher):
+        pupil = new_structure(tiny_network, full, 1)
+        train_structure(
+            pupil, tiny_network, full, few, Recipe(epochs=6, batch=32), seed=0, checkpoint=tmp_path / str(taught is None),
+            progress=quietly, teacher=taught,
+        )  # fmt: skip
+        shares.append(pupil(few.normalised(few.train.pixels)).softmax(1)[:, 3].mean().item())
+    assert shares[0] < 0.25
+    assert shares[1] > shares[0] + 0.15
+
+
 def test_a_loss_that_explodes_stops_with_advice(few, tiny_network, tmp_path) -> None:
-    structure = extract(tiny_network, tiny_network.max_widths)
+    structure = new_structure(tiny_network, np.array(tiny_network.max_widths), 0)
     recipe = dataclasses.replace(RECIPE, lr=1e18, warmup=0.0, epochs=5)
     widths = np.array(tiny_network.max_widths)
     with pytest.raises(TrainingError, match="learning rate"):
@@ -88,17 +122,22 @@ def test_the_rate_rises_then_falls_linearly_to_zero() -> None:
 
 
 def test_a_checkpoint_of_another_network_or_recipe_is_refused(few, tiny_network, tmp_path) -> None:
-    train_pruningnet(new_pruningnet(tiny_network, 0), few, RECIPE, seed=0, checkpoint=tmp_path / "c", progress=quietly)
+    train_pruningnet(
+        new_pruningnet(tiny_network, PAPER, 0), PAPER, few, RECIPE, seed=0, checkpoint=tmp_path / "c", progress=quietly
+    )
     other = latency.trace(load("tinynet:tiny", 7), (1, 3, 16, 16), align=4, name="tiny")
-    for network, recipe, seed, named in (
-        (other, RECIPE, 0, "network"),
-        (tiny_network, dataclasses.replace(RECIPE, lr=0.1), 0, "recipe"),
-        (tiny_network, RECIPE, 1, "seed"),
+    for network, kind, recipe, seed, named in (
+        (other, PAPER, RECIPE, 0, "network"),
+        (tiny_network, SUPERNETS["sandwich"], RECIPE, 0, "supernet"),
+        (tiny_network, PAPER, dataclasses.replace(RECIPE, lr=0.1), 0, "recipe"),
+        (tiny_network, PAPER, RECIPE, 1, "seed"),
     ):
         with pytest.raises(CheckpointError, match=f"belongs to {named}"):
-            train_pruningnet(new_pruningnet(network, 0), few, recipe, seed=seed, checkpoint=tmp_path / "c", progress=quietly)
-    paths = {pruningnet_path(tmp_path, tiny_network, few, RECIPE, seed) for seed in (0, 0, 1)}
-    assert len(paths) == 2
+            train_pruningnet(
+                new_pruningnet(network, kind, 0), kind, few, recipe, seed=seed, checkpoint=tmp_path / "c", progress=quietly
+            )
+    facts = ((0, ""), (0, ""), (1, ""), (0, "digest of weights"))
+    assert len({pruningnet_path(tmp_path, tiny_network, PAPER, few, RECIPE, *fact) for fact in facts}) == 3
 
 
 def test_checkpoints_are_data_and_must_be_whole(tmp_path) -> None:

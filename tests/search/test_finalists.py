@@ -9,7 +9,7 @@ from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
 from search.budget import BudgetError
 from search.feasible import FeasibleSet
-from search.finalists import Finish, finish
+from search.finalists import Finish, finish, measured_front
 from search.genetic import Candidate
 
 
@@ -49,7 +49,8 @@ def test_a_device_slower_than_predicted_costs_measurements_not_the_budget(lawful
     result, _, limit = finished(device, tiny_network, predictor, 0.7)
     assert result.winner_ms <= limit
     assert result.accuracy is not None
-    assert result.measured_finalists < 60
+    assert len(result.finalists) < 60
+    assert all(f.measured_ms == pytest.approx(slower * exact(lawful_type(), tiny_network, f.widths)) for f in result.finalists)
 
 
 def test_when_no_candidate_fits_the_smallest_structure_is_returned(lawful_type, tiny_network, predictor) -> None:
@@ -70,3 +71,18 @@ def test_results_survive_json(lawful, tiny_network, predictor) -> None:
 
     result, _, _ = finished(lawful, tiny_network, predictor, 0.7)
     assert Finish.from_json(json.loads(json.dumps(dataclasses.asdict(result)))) == result
+
+
+def test_a_front_is_measured_from_end_to_end(lawful_type, tiny_network, predictor) -> None:
+    def predict(structures: np.ndarray) -> np.ndarray:
+        return predictor.predict_widths(tiny_network, structures)
+
+    drawn = FeasibleSet(tiny_network, macs=1e9).sample(80, np.random.default_rng(0))
+    candidates = [Candidate(tuple(map(int, widths)), float(tiny_network.params(widths)) / 1e6) for widths in drawn]
+    device = lawful_type(lambda total: total * 1.1)
+    front = measured_front(device, tiny_network, candidates, predict, 4)
+    assert 2 <= len(front) <= 4
+    assert front[-1].accuracy == max(candidate.accuracy for candidate in candidates)
+    assert front[0].predicted_ms == pytest.approx(predict(drawn).min())
+    assert [f.measured_ms for f in front] == sorted(f.measured_ms for f in front)
+    assert [f.accuracy for f in front] == sorted(f.accuracy for f in front)

@@ -1,7 +1,15 @@
 """The search on a toy objective: repeatable, resumable, without double work, and better than chance."""
 
+import importlib.util
 import itertools
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +32,8 @@ def worth(widths: np.ndarray) -> float:
     return float(widths @ np.array([3.0, 1.0, 0.5, 2.0, 1.5]))
 
 
-def run(feasible, journal, accuracy=worth, seed=0, evolution=EVOLUTION):
-    return evolve(feasible, accuracy, evolution, seed=seed, journal=journal, progress=lambda done, top: None)
+def run(feasible, journal, accuracy=worth, seed=0, evolution=EVOLUTION, **options):
+    return evolve(feasible, accuracy, evolution, seed=seed, journal=journal, progress=lambda done, top: None, **options)
 
 
 def test_every_candidate_is_feasible_and_evaluated_once(feasible, tmp_path) -> None:
@@ -105,3 +113,124 @@ def test_networks_with_other_genes_cannot_share_a_journal(feasible, tiny_module,
     coarse = latency.trace(tiny_module, (1, 3, 16, 16), align=8)
     with pytest.raises(SearchError, match="journal"):
         run(FeasibleSet(coarse, macs=1e9), tmp_path / "j", evolution=Evolution(4, 2))
+
+
+def hypervolume(points: np.ndarray, worst: tuple[float, float]) -> float:
+    """Area between (cost, worth) points and the corner of the highest cost and the lowest worth."""
+    area, reached = 0.0, worst[1]
+    for cost, value in sorted(map(tuple, points), key=lambda point: point[0]):
+        if value > reached:
+            area += (worst[0] - cost) * (value - reached)
+            reached = value
+    return area
+
+
+def test_a_pareto_search_covers_the_front_of_all_structures(tiny_network, tmp_path) -> None:
+    structures = np.array(list(itertools.product(*(gene.choices for gene in tiny_network.genes))))
+    macs = tiny_network.macs(structures)
+    feasible = FeasibleSet(tiny_network, macs=float(macs.max()))
+    cost = tiny_network.macs_cost
+
+    def latency(widths: np.ndarray) -> np.ndarray:
+        return cost.at_widths(np.atleast_2d(widths))
+
+    found = run(feasible, tmp_path / "j", evolution=Evolution(24, 15), latency_ms=latency)
+    rows = np.array([candidate.widths for candidate in found])
+    everything = np.stack([macs, [worth(widths) for widths in structures]], axis=1)
+    seen = np.stack([latency(rows), [candidate.accuracy for candidate in found]], axis=1)
+    drawn = np.unique(feasible.sample(len(found), np.random.default_rng(0)), axis=0)
+    at_random = np.stack([latency(drawn), [worth(widths) for widths in drawn]], axis=1)
+    corner = (float(macs.max()), 0.0)
+    best_area = hypervolume(everything, corner)
+    assert hypervolume(seen, corner) > 0.97 * best_area
+    assert hypervolume(seen, corner) > hypervolume(at_random, corner)
+    assert run(feasible, tmp_path / "j", evolution=Evolution(24, 15), latency_ms=latency) == found
+
+
+WORKER = """
+import sys, time
+import numpy as np
+import latency
+from pathlib import Path
+from pruning.networks import load
+from search.feasible import FeasibleSet
+from search.genetic import Evolution, evolve
+
+network = latency.trace(load("tinynet:tiny"), (1, 3, 16, 16), align=4, name="tiny")
+feasible = FeasibleSet(network, macs=0.5 * network.macs(network.max_widths))
+evaluated = Path(sys.argv[2]).open("a", buffering=1)
+
+def accuracy(widths):
+    time.sleep(0.05)
+    evaluated.write(" ".join(map(str, widths)) + "\\n")
+    return float(widths @ np.array([3.0, 1.0, 0.5, 2.0, 1.5]))
+
+found = evolve(feasible, accuracy, Evolution(10, 6), seed=0, journal=sys.argv[1], progress=lambda done, top: None)
+print(len(found), max(c.accuracy for c in found))
+"""
+
+
+def share(url: str, folder: Path) -> None:
+    """Two workers on one study: all is done once, by both, and as well as by one."""
+    paths = os.pathsep.join(str(Path(__file__).parents[part]) for part in (1, 2))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, url, str(folder / f"worker{number}")],
+            env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in (1, 2)
+    ]  # fmt: skip
+    outputs = [worker.communicate(timeout=300) for worker in workers]
+    assert all(worker.returncode == 0 for worker in workers), outputs
+    shares = [(folder / f"worker{number}").read_text().splitlines() for number in (1, 2)]
+    assert min(map(len, shares)) >= 5
+    everything = [line for part in shares for line in part]
+    assert len(everything) == len(set(everything))
+    assert 60 <= len(everything) <= 61
+    assert {float(out.split()[1]) for out, _ in outputs} <= {max(float(out.split()[1]) for out, _ in outputs)}
+
+
+def test_two_processes_share_a_search_through_a_database_file(tmp_path) -> None:
+    share(f"sqlite:///{tmp_path}/study.db?timeout=60", tmp_path)
+
+
+@pytest.fixture
+def postgresql(tmp_path) -> Iterator[str]:
+    """URL of a server of our own on loopback."""
+    if shutil.which("initdb") is None or importlib.util.find_spec("psycopg2") is None:
+        pytest.skip("PostgreSQL (initdb, pg_ctl) or psycopg2 is not installed")
+    folder, log = tmp_path / "server", tmp_path / "server.log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    as_user = ["setpriv", "--reuid=nobody", "--clear-groups"] if os.geteuid() == 0 else []  # it refuses to run as root
+    if as_user:
+        os.chmod(tmp_path, 0o777)
+        for parent in list(tmp_path.parents)[:2]:
+            os.chmod(parent, 0o755)
+    subprocess.run([*as_user, "initdb", "-D", folder, "-U", "milli", "-A", "trust"], check=True, capture_output=True)
+    options = f"-p {port} -k {tmp_path} -c listen_addresses=127.0.0.1"
+    subprocess.run(
+        [*as_user, "pg_ctl", "-D", folder, "-o", options, "-l", log, "-w", "start"], check=True, stdout=subprocess.DEVNULL
+    )
+    yield f"postgresql+psycopg2://milli@127.0.0.1:{port}/postgres"
+    subprocess.run([*as_user, "pg_ctl", "-D", folder, "-m", "immediate", "stop"], check=True, capture_output=True)
+
+
+def test_two_processes_share_a_search_through_postgresql(postgresql: str, tmp_path) -> None:
+    share(postgresql, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "postgresql+psycopg2://someone:secret@127.0.0.1:1/none",
+        "madeup://host/name",
+        "sqlite:////no/such/folder/x.db",
+    ],
+)
+def test_a_database_that_cannot_be_used_is_a_clear_error(url: str, feasible) -> None:
+    with pytest.raises(SearchError, match="cannot be used") as error:
+        run(feasible, url)
+    assert "secret" not in str(error.value)

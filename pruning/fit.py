@@ -1,0 +1,161 @@
+"""The training loop, of a PruningNet and of an ordinary structure alike: one optimiser, checkpoints that go on exactly.
+
+Everything random at step t is drawn from a generator seeded by (seed, t), so a resumed run takes the same steps as one
+that was never interrupted. Under torchrun every process takes its own part of each batch and gradients are averaged.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latency.errors import MillipruneError
+from pruning.checkpoint import load_checkpoint, save_checkpoint
+from pruning.data import Dataset
+from pruning.hardware import mixed_precision
+from pruning.workers import Workers
+
+CHECKPOINT_SECONDS = 60.0
+Progress = Callable[[int, float], object]
+"""Called after every step with the number of steps done and the loss."""
+Backward = Callable[[Tensor, Tensor, int], float]
+"""Called with images [N, C, H, W], labels int64[N] and the step: leaves gradients in the parameters, returns the loss."""
+
+
+class TrainingError(MillipruneError):
+    """Training that cannot go on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with momentum, label smoothing and a learning rate that falls linearly to 0 (MetaPruning, section 4.1).
+
+    `batch` is of all processes together. `lr` is for a batch of 512 and scaled with the batch.
+    """
+
+    epochs: int
+    batch: int = 64
+    lr: float = 0.25
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    warmup: float = 0.05  # share of the steps in which the rate rises from 0
+
+    def rate(self, progress: float) -> float:
+        """Learning rate after a share `progress` of all steps."""
+        peak = self.lr * self.batch / 512
+        return peak * min(progress / self.warmup if self.warmup else 1.0, (1 - progress) / (1 - self.warmup))
+
+
+def training_steps(data: Dataset, recipe: Recipe) -> int:
+    """Steps of a whole training."""
+    return recipe.epochs * (len(data.train) // min(recipe.batch, len(data.train)))
+
+
+def fit(
+    module: nn.Module,
+    backward: Backward,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path,
+    identity: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """Run the remaining steps; the checkpoint is written every minute, at the end and when interrupted.
+
+    Raises:
+        TrainingError: the loss is not finite any more.
+        CheckpointError: there is a checkpoint of something else.
+    """
+    workers = Workers.joined()
+    steps = training_steps(data, recipe)
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=recipe.rate(0), momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )
+    first = _resume(module, optimizer, checkpoint, identity) if checkpoint.exists() else 0
+    progress(first, float("nan"))
+    if first == steps:
+        return
+    module.train()
+    done, saved = first, time.monotonic()
+
+    def save() -> None:
+        if workers.rank == 0:
+            _save(module, optimizer if done < steps else None, checkpoint, identity, done)
+
+    with _saved_when_leaving(save):
+        for step in range(first, steps):
+            images, labels = _batch(data, recipe, seed, step, workers)
+            with mixed_precision(images.device):
+                loss = backward(images, labels, step)
+            if not math.isfinite(loss):
+                raise TrainingError(f"the loss became {loss} at step {step}; lower the learning rate ({recipe.lr}).")
+            workers.average_gradients(module)
+            optimizer.param_groups[0]["lr"] = recipe.rate((step + 0.5) / steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            done = step + 1
+            progress(done, loss)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save()
+                saved = time.monotonic()
+
+
+def _batch(data: Dataset, recipe: Recipe, seed: int, step: int, workers: Workers) -> tuple[Tensor, Tensor]:
+    """This process's part of the batch of `step`: augmented images and labels, where the data are."""
+    count = len(data.train)
+    batch = min(recipe.batch, count)
+    epoch, position = divmod(step, count // batch)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(mixed(seed, 1_000_000_000 + epoch)))
+    index = order[position * batch :][:batch][workers.rank :: workers.size].to(data.train.labels.device)
+    generator = torch.Generator().manual_seed(mixed(seed, step, *workers.salt))
+    return data.augmented(data.train.pixels[index], generator), data.train.labels[index]
+
+
+@contextmanager
+def _saved_when_leaving(save: Callable[[], None]) -> Iterator[None]:
+    """Save after the last step, and on ctrl-C; not after an error, which may have spoilt the weights."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        save()
+        raise
+    save()
+
+
+def _save(
+    module: nn.Module, optimizer: torch.optim.Optimizer | None, checkpoint: Path, identity: Mapping[str, Any], step: int
+) -> None:
+    """Weights, and while training goes on the momentum too."""
+    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    if optimizer is not None:
+        for name, parameter in module.named_parameters():
+            if "momentum_buffer" in optimizer.state[parameter]:
+                tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
+    save_checkpoint(checkpoint, tensors, identity, step)
+
+
+def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, identity: Mapping[str, Any]) -> int:
+    tensors, step = load_checkpoint(checkpoint, identity)
+    module.load_state_dict({name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")})
+    for name, parameter in module.named_parameters():
+        if f"momentum.{name}" in tensors:
+            # the fused optimiser walks memory, so the buffer must lie as the parameter does (channels last, say)
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+    return step
+
+
+def mixed(*numbers: int) -> int:
+    """One seed from several, well spread."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

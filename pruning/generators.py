@@ -1,0 +1,119 @@
+"""Where a PruningNet's convolution weights come from: the paper's generators, and one of low rank that costs next to nothing.
+
+A generator maps the scales of its block's genes to the weights of one convolution. Only the rows and columns that the widths
+keep are ever computed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HIDDEN = 32
+"""Width of the generators' hidden layer (official code: 32 for MobileNetV1 and ResNet-50, 64 for MobileNetV2's blocks)."""
+
+RANK = 4
+
+Kept = tuple[slice | np.ndarray, ...]
+"""What is kept of a weight [out, in, kh, kw]."""
+
+
+class FullGenerator(nn.Module):
+    """The paper's (section 3.1): Linear → ReLU → Linear to every weight, which has `hidden` parameters of its own.
+
+    Args:
+        genes: indices of the genes that the convolution's block touches.
+        start: weights [out, in, kh, kw] that the generated ones are added to, and that are trained with them.
+        hidden: width of the hidden layer.
+    """
+
+    def __init__(self, genes: tuple[int, ...], start: Tensor, hidden: int = HIDDEN) -> None:
+        super().__init__()
+        self.genes = list(genes)
+        self.encoder = nn.Linear(len(genes), hidden)
+        self.base = nn.Parameter(start.detach().clone())
+        self.bank = nn.Parameter(torch.empty(*start.shape[:2], start[0, 0].numel(), hidden))
+        nn.init.normal_(self.bank, std=_deviation(start) / math.sqrt(hidden))
+
+    def forget_widths(self) -> None:
+        """Generate the starting weights for all widths, until trained."""
+        nn.init.zeros_(self.bank)
+
+    def forward(self, scales: Tensor, kept: Kept) -> Tensor:
+        """Weights cropped to `kept`, from the scales float32[L] of all genes."""
+        code = F.relu(self.encoder(scales[self.genes]))
+        base = self.base[kept]
+        return _CroppedProduct.apply(self.bank, code, kept[:2]).view(base.shape) + base
+
+
+class LowRankGenerator(nn.Module):
+    """Shared weights, plus a change of rank `rank` that depends on the widths: U(code) [out, rank] · V [rank, in·kh·kw].
+
+    Some ten numbers a filter are generated where the paper generates them all. It starts as shared weights: U is 0.
+    """
+
+    def __init__(self, genes: tuple[int, ...], start: Tensor, hidden: int = HIDDEN, rank: int = RANK) -> None:
+        super().__init__()
+        self.genes = list(genes)
+        self.encoder = nn.Linear(len(genes), hidden)
+        self.base = nn.Parameter(start.detach().clone())
+        self.left = nn.Parameter(torch.zeros(len(start), rank, hidden))
+        self.right = nn.Parameter(torch.empty(rank, *start.shape[1:]))
+        nn.init.normal_(self.right, std=_deviation(start))
+
+    def forget_widths(self) -> None:
+        """Generate the starting weights for all widths, until trained."""
+        nn.init.zeros_(self.left)
+
+    def forward(self, scales: Tensor, kept: Kept) -> Tensor:
+        """Weights cropped to `kept`, from the scales float32[L] of all genes."""
+        code = F.relu(self.encoder(scales[self.genes]))
+        base = self.base[kept]
+        right = self.right[:, *kept[1:]]
+        return base + ((self.left[kept[0]] @ code) @ right.flatten(1)).view(base.shape)
+
+
+GENERATORS: dict[str, type[FullGenerator | LowRankGenerator] | None] = {
+    "full": FullGenerator,
+    "low-rank": LowRankGenerator,
+    "shared": None,
+}
+"""By name; None: one set of weights for all structures (slimmable networks, Yu et al., ICLR 2019)."""
+
+
+def _deviation(weight: Tensor) -> float:
+    """He et al. 2015, fan out."""
+    return math.sqrt(2 / weight[:, 0].numel())
+
+
+class _CroppedProduct(torch.autograd.Function):
+    """bank[kept] @ code. Its gradient goes straight into that crop of `bank.grad`.
+
+    A gradient of full size for every step would cost more than the network itself: banks hold hundreds of megabytes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, bank: Tensor, code: Tensor, kept: Kept) -> Tensor:
+        ctx.save_for_backward(code)
+        ctx.bank, ctx.kept = bank, kept
+        product: Tensor = bank[kept].flatten(1, 2) @ code  # for each filter by itself: a crop as a whole would be copied first
+        return product.flatten()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+        (code,) = ctx.saved_tensors
+        bank, kept = ctx.bank, ctx.kept
+        crop = bank.detach()[kept].flatten(1, 2)
+        upstream = gradients[0].view(crop.shape[:2])
+        if bank.grad is None:
+            bank.grad = torch.zeros_like(bank)
+        gradient = bank.grad[kept]
+        gradient.addcmul_(upstream.view(*gradient.shape[:3], 1), code)
+        if not all(isinstance(index, slice) for index in kept):  # then it is a copy, not a view
+            bank.grad[kept] = gradient
+        return None, torch.bmm(upstream.unsqueeze(1), crop).sum((0, 1)), None

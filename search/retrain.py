@@ -1,0 +1,88 @@
+"""The networks of a run, trained by one recipe and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from torch import Tensor, nn
+
+from latency.devices import Device
+from latency.network import Network
+from pruning.data import Dataset
+from pruning.evaluate import accuracy
+from pruning.export import exported_accuracy, program_bytes, structure_onnx
+from pruning.extract import in_own_class
+from pruning.fit import Recipe, training_steps
+from pruning.train import new_structure, train_structure
+from search.progress import Reporter
+from search.report import OutputError, write_file
+
+
+@dataclass(frozen=True)
+class Job:
+    """How to train structures of `network`, traced from `module`. `weights` of the unpruned network to start from, or None."""
+
+    module: nn.Module
+    network: Network
+    data: Dataset
+    recipe: Recipe
+    seed: int
+    weights: Mapping[str, Tensor] | None
+    out: Path
+    reporter: Reporter
+    teacher: nn.Module | None = None
+
+    def taught_by(self, teacher: nn.Module | None) -> Job:
+        """The same, distilled from `teacher`."""
+        return replace(self, teacher=teacher)
+
+
+def trained(
+    job: Job, label: str, widths: tuple[int, ...], measured_ms: float, predicted_ms: float
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The structure `widths` (int[L]), trained or loaded from its checkpoint, and its row of the result."""
+    data, network = job.data, job.network
+    structure = new_structure(network, np.array(widths), job.seed, job.weights).to(data.mean.device)
+    with job.reporter.bar(f"training {label}", training_steps(data, job.recipe)) as update:
+        train_structure(
+            structure, network, np.array(widths), data, job.recipe, seed=job.seed, teacher=job.teacher,
+            checkpoint=job.out / "checkpoints" / f"{label}.safetensors",
+            progress=lambda step, loss: update(step, f"loss {loss:.3f}", loss),
+        )  # fmt: skip
+    return structure, {
+        "label": label,
+        "widths": [int(width) for width in widths],
+        "test_accuracy": accuracy(structure, data.test, data),
+        "measured_ms": measured_ms,
+        "predicted_ms": predicted_ms,
+        "macs": network.macs(widths),
+        "params": network.params(widths),
+    }
+
+
+def exported(job: Job, device: Device, structure: nn.Module, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ONNX, PyTorch program and weights; load the ONNX file again, and see that it is as accurate and as fast."""
+    label, out, shape = row["label"], job.out, job.network.input_shape
+    structure = structure.cpu()
+    model = structure_onnx(structure, shape)
+    own = in_own_class(job.module, structure, shape)
+    weights = {name: tensor.contiguous() for name, tensor in structure.state_dict().items()}
+    write_file(out / f"{label}.safetensors", safetensors.torch.save(weights))
+    write_file(out / f"{label}.pt2", program_bytes(own, shape))
+    write_file(out / f"{label}.onnx", model)
+    onnx_accuracy = exported_accuracy(out / f"{label}.onnx", job.data.test, job.data)
+    if abs(onnx_accuracy - row["test_accuracy"]) > max(0.002, 1.5 / len(job.data.test)):
+        raise OutputError(
+            f"the exported ONNX model reaches {onnx_accuracy:.2%} where PyTorch reaches {row['test_accuracy']:.2%}; "
+            "please report it."
+        )
+    return {
+        "onnx_accuracy": onnx_accuracy,
+        "exported_ms": device.measure(model).latency_ms,
+        "module": type(own).__name__ if own is not structure else "traced",
+    }

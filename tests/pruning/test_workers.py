@@ -1,0 +1,86 @@
+"""Training by several processes, started by torchrun as a user does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import json, sys, torch
+import latency
+from pathlib import Path
+from pruning.data import load_data
+from pruning.fit import Recipe, fit
+from pruning.networks import load
+from pruning.train import SUPERNETS, new_pruningnet, train_pruningnet
+from pruning.workers import Workers
+
+torch.set_num_threads(1)
+folder, mode = Path(sys.argv[1]), sys.argv[2]
+workers = Workers.joined()
+data = load_data("digits", 16)
+if mode == "average":
+    module = torch.nn.Linear(3 * 16 * 16, 10)
+    torch.nn.init.zeros_(module.weight); torch.nn.init.zeros_(module.bias)
+    def backward(images, labels, step):
+        loss = torch.nn.functional.cross_entropy(module(images.flatten(1)), labels)
+        loss.backward()
+        return loss.item()
+    object.__setattr__(data, "augmented", lambda pixels, generator: data.normalised(pixels))
+    fit(module, backward, data, Recipe(epochs=1, batch=64), seed=0, checkpoint=folder / "average",
+        identity={}, progress=lambda step, loss: None)
+else:
+    network = latency.trace(load("tinynet:tiny", 10), (1, 3, 16, 16), align=4)
+    torch.manual_seed(0)
+    losses = []
+    for recipe in ("paper", "sandwich"):
+        pruningnet = new_pruningnet(network, SUPERNETS[recipe], 0)
+        train_pruningnet(pruningnet, SUPERNETS[recipe], data, Recipe(epochs=10, batch=64), seed=0,
+                         checkpoint=folder / f"{recipe}-{workers.size}", progress=lambda step, loss: losses.append(loss))
+        flat = torch.cat([parameter.detach().flatten() for parameter in pruningnet.parameters()])
+        others = [torch.zeros_like(flat) for _ in range(workers.size)]
+        if workers.size > 1:
+            torch.distributed.all_gather(others, flat)
+            assert all(torch.equal(flat, other) for other in others), "processes drifted apart"
+    if workers.rank == 0:
+        (folder / f"losses-{workers.size}.json").write_text(json.dumps([x for x in losses if x == x]))
+"""
+
+
+def torchrun(processes: int, folder: Path, mode: str) -> None:
+    (folder / "script.py").write_text(SCRIPT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    done = subprocess.run(
+        [*launcher, str(folder / "script.py"), str(folder), mode],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_averaged_gradients_are_those_of_the_whole_batch(tmp_path) -> None:
+    """Without augmentation and BN, two processes take the very steps that one takes with all of each batch."""
+    weights = []
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        torchrun(processes, tmp_path / str(processes), "average")
+        weights.append(load_file(tmp_path / str(processes) / "average")["module.weight"])
+    assert weights[0].abs().max() > 0.01
+    torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
+
+
+def test_a_pruningnet_learns_alike_in_two_processes_that_stay_equal(tmp_path) -> None:
+    for processes in (1, 2):
+        torchrun(processes, tmp_path, "pruningnet")
+    alone, together = (json.loads((tmp_path / f"losses-{processes}.json").read_text()) for processes in (1, 2))
+    assert len(alone) == len(together)
+    half = len(alone) // 2  # the paper's recipe, then the sandwich
+    for losses in ((alone[:half], together[:half]), (alone[half:], together[half:])):
+        ends = [sum(curve[-20:]) / 20 for curve in losses]
+        assert ends[0] < 0.8 * losses[0][0]
+        assert abs(ends[0] - ends[1]) < 0.25

@@ -1,0 +1,123 @@
+"""python tools/check_ranking.py --data FOLDER: does a PruningNet's accuracy rank structures as training from scratch does?
+
+Random structures within one latency budget are trained from scratch, and ranked by PruningNets of every kind. Everything
+finished is kept under --runs, so the command may be interrupted and goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latency.errors import reported_by_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pruning.fit import Recipe
+    from pruning.train import Supernet
+    from search.experiment import Experiment
+
+Option = typer.Option
+
+
+def main(
+    data: Annotated[str, Option(help="digits, cifar10, or a folder.")] = "cifar10",
+    network: Annotated[str, Option(help="mobilenet_v1, a torchvision model, or package.module:function.")] = (
+        "pruning.cifar:mobilenet_v1_half"
+    ),
+    latency: Annotated[str, Option(help="Budget, as in a search.")] = "50%",
+    device: Annotated[str, Option(help="Whose latency the budget is of.")] = "ort",
+    structures: Annotated[int, Option(min=4, help="Random structures within the budget.")] = 20,
+    images: Annotated[int | None, Option(min=100, help="Training images (default: all).")] = None,
+    epochs: Annotated[int, Option(min=1, help="Epochs of training from scratch.")] = 8,
+    seeds: Annotated[int, Option(min=1, help="Trainings from scratch of each structure.")] = 1,
+    random_epochs: Annotated[int, Option(min=1, help="Epochs of a PruningNet on one random structure a step.")] = 18,
+    sandwich_epochs: Annotated[int, Option(min=1, help="Epochs on the sandwich, which costs two to three times as much.")] = 8,
+    train_batch: Annotated[int, Option(min=2, help="Images in a training step.")] = 128,
+    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
+    runs: Annotated[Path, Option(help="Folder of checkpoints.")] = Path("runs/experiments"),
+    out: Annotated[Path, Option(help="File for all figures.")] = Path("results/ranking.json"),
+) -> None:
+    """Print Kendall τ and Spearman ρ of every kind of PruningNet with training from scratch."""
+    with reported_by_command():
+        import numpy as np
+
+        from pruning.data import load_data
+        from pruning.fit import Recipe
+        from pruning.generators import GENERATORS
+        from pruning.hardware import compute_device
+        from pruning.train import Supernet
+        from search.budget import parse_budget
+        from search.experiment import Experiment
+        from search.feasible import FeasibleSet
+        from search.report import versions, write_json
+
+        dataset = load_data(data).limited(images).to(compute_device())
+        experiment = Experiment.of(network, device, dataset, lut, runs)
+        budget = parse_budget(latency, "latency").resolved(experiment.unpruned_ms())
+        traced = experiment.network
+        feasible = FeasibleSet(traced, latency_ms=(budget.low, budget.high), predictor=experiment.predictor)
+        drawn = feasible.sample(structures, np.random.default_rng(0))
+        recipe = Recipe(epochs, train_batch)
+        scratch = np.array([[experiment.from_scratch(w, recipe, seed) for seed in range(seeds)] for w in drawn])
+        kinds: list[dict[str, Any]] = [
+            {"kind": "MACs", "accuracy": traced.macs(drawn).tolist()},
+            {"kind": "parameters", "accuracy": traced.params(drawn).tolist()},
+        ]
+        kinds += [
+            {"kind": f"training from scratch, seed {seed}", "accuracy": scratch[:, seed].tolist()} for seed in range(1, seeds)
+        ]
+        for sandwich, length in ((False, random_epochs), (True, sandwich_epochs)):
+            for generator in GENERATORS:
+                kinds.append(_ranked(experiment, drawn, Supernet(generator, sandwich), Recipe(length, train_batch)))
+        for row in kinds:
+            row |= _agreement(np.array(row["accuracy"]), scratch[:, 0] if "seed" in row["kind"] else scratch.mean(axis=1))
+            print(_line(row), flush=True)
+        settings = {
+            "data": dataset.name, "images": len(dataset.train), "network": network, "latency": latency, "epochs": epochs,
+            "random_epochs": random_epochs, "sandwich_epochs": sandwich_epochs, "train_batch": train_batch,
+        }  # fmt: skip
+        rows = [{"widths": w.tolist(), "from_scratch": s.tolist()} for w, s in zip(drawn, scratch, strict=True)]
+        write_json(out, {"settings": settings, "structures": rows, "kinds": kinds, "versions": versions()})
+
+
+def _ranked(experiment: Experiment, drawn: np.ndarray, kind: Supernet, recipe: Recipe) -> dict[str, Any]:
+    """Sub-validation accuracies of structures int64[P, L] by a PruningNet of this kind, and how sure they are."""
+    from scipy.stats import kendalltau
+
+    from pruning.evaluate import StructureEvaluator
+
+    pruningnet, seconds = experiment.pruningnet(kind, recipe)
+    data = experiment.data
+    evaluate, thoroughly = StructureEvaluator(pruningnet, data), StructureEvaluator(pruningnet, data, len(data.train))
+    accuracies = [evaluate(widths) for widths in drawn]
+    return {
+        "kind": f"{kind.generator}{', sandwich' if kind.sandwich else ''}",
+        "seconds": seconds,
+        "largest": evaluate(experiment.network.nearest_widths(1.0)),
+        "accuracy": accuracies,
+        "images_per_candidate": evaluate.images,
+        "tau_with_all_images": float(kendalltau(accuracies, [thoroughly(widths) for widths in drawn])[0]),
+    }
+
+
+def _agreement(ranked: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    from scipy.stats import kendalltau, spearmanr
+
+    return {"kendall_tau": float(kendalltau(ranked, truth)[0]), "spearman_rho": float(spearmanr(ranked, truth)[0])}
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = f"{row['kind']:32} τ {row['kendall_tau']:5.2f}  ρ {row['spearman_rho']:5.2f}"
+    if "seconds" not in row:
+        return text
+    mean = sum(row["accuracy"]) / len(row["accuracy"])
+    accuracy = f"largest {row['largest']:.1%}, these {mean:.1%}"
+    return f"{text}  {row['seconds']:.0f} s, {accuracy}, τ {row['tau_with_all_images']:.2f} with BN statistics of all images"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,152 @@
+"""python tools/reproduce_cifar10.py --data FOLDER: the paper's comparison on CIFAR-10, with every run in a file.
+
+For each network and each latency budget: the uniformly scaled network, random search, MetaPruning guided by MACs and
+MetaPruning guided by latency, all within the same measured milliseconds, all trained from scratch by one recipe with
+several seeds. Everything finished is kept under --runs, so the command may be interrupted and goes on.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latency.errors import MillipruneError, reported_by_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from search.experiment import Experiment
+    from search.feasible import FeasibleSet
+    from search.genetic import Candidate, Evolution
+
+NETWORKS = ["pruning.cifar:mobilenet_v1", "pruning.cifar:mobilenet_v2", "pruning.cifar:resnet50"]
+Option = typer.Option
+
+
+def main(
+    data: Annotated[str, Option(help="cifar10, or a folder that holds it.")] = "cifar10",
+    network: Annotated[list[str] | None, Option(help="May be given several times (default: all of pruning.cifar).")] = None,
+    budget: Annotated[list[int] | None, Option(help="Per cent of the unpruned latency (default: 75, 50, 25).")] = None,
+    device: Annotated[str, Option(help="Where the networks must be fast.")] = "ort",
+    images: Annotated[int | None, Option(min=100, help="Training images (default: all).")] = None,
+    recipe: Annotated[str, Option(help="How PruningNet is trained: sandwich, or paper.")] = "sandwich",
+    pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = 60,
+    epochs: Annotated[int, Option(min=1, help="Epochs of training from scratch.")] = 100,
+    train_batch: Annotated[int, Option(min=2, help="Images in a training step.")] = 128,
+    population: Annotated[int, Option(min=1, help="Structures in a generation.")] = 50,
+    generations: Annotated[int, Option(min=1, help="Generations of each search.")] = 20,
+    seeds: Annotated[int, Option(min=1, help="Trainings from scratch of each network.")] = 3,
+    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
+    runs: Annotated[Path, Option(help="Folder of journals and checkpoints.")] = Path("runs/experiments"),
+    out: Annotated[Path, Option(help="File for all figures.")] = Path("results/cifar10.json"),
+) -> None:
+    """Print and write the table."""
+    with reported_by_command():
+        import numpy as np
+
+        from pruning.data import load_data
+        from pruning.evaluate import StructureEvaluator
+        from pruning.fit import Recipe
+        from pruning.hardware import compute_device
+        from pruning.train import SUPERNETS
+        from search.experiment import Experiment
+        from search.genetic import Evolution
+        from search.report import versions, write_json
+
+        if recipe not in SUPERNETS:
+            raise MillipruneError(f"--recipe {recipe} given; expected one of {', '.join(SUPERNETS)}.")
+        dataset = load_data(data).limited(images).to(compute_device())
+        settings = {
+            "data": dataset.name, "images": len(dataset.train), "recipe": recipe, "pruningnet_epochs": pruningnet_epochs,
+            "epochs": epochs, "train_batch": train_batch, "population": population, "generations": generations, "seeds": seeds,
+        }  # fmt: skip
+        rows: list[dict[str, Any]] = []
+        for name in network or NETWORKS:
+            experiment = Experiment.of(name, device, dataset, lut, runs)
+            pruningnet, _ = experiment.pruningnet(SUPERNETS[recipe], Recipe(pruningnet_epochs, train_batch))
+            evaluate = StructureEvaluator(pruningnet, dataset)
+            for percent in budget or [75, 50, 25]:
+                for row in _chosen(experiment, evaluate, Evolution(population, generations), percent):
+                    widths = np.array(row["widths"])
+                    scratch = Recipe(epochs, train_batch)
+                    row["test_accuracy"] = [experiment.from_scratch(widths, scratch, seed) for seed in range(seeds)]
+                    rows.append(row)
+                    print(_line(row), flush=True)
+                    content = {"settings": settings, "rows": rows, "device": experiment.device.fingerprint()}
+                    write_json(out, content | {"versions": versions()})
+
+
+def _chosen(
+    experiment: Experiment, evaluate: Callable[[np.ndarray], float], evolution: Evolution, percent: int
+) -> list[dict[str, Any]]:
+    """One row for each way of choosing a structure within `percent` of the unpruned latency, measured in one session."""
+    import numpy as np
+
+    from search.feasible import FeasibleSet
+    from search.finalists import finish, measured_ms
+    from search.genetic import Evolution
+    from search.report import read_json, write_json
+
+    path = experiment.runs / f"chosen-{percent}pc-{evolution.population}x{evolution.generations}.json"
+    if path.exists():
+        rows: list[dict[str, Any]] = read_json(path)["rows"]
+        return rows
+    network, limit = experiment.network, experiment.unpruned_ms() * percent / 100
+    by_latency = FeasibleSet(network, latency_ms=limit, predictor=experiment.predictor)
+    fits = partial(
+        finish, experiment.device, network, feasible=by_latency, predict=experiment.predict, limit_ms=limit,
+        progress=lambda count, note: None,
+    )  # fmt: skip
+    search = partial(_searched, experiment, evaluate, path)
+    guided = fits(candidates=search("latency", by_latency, evolution))
+    drawn = fits(candidates=search("random", by_latency, Evolution(evolution.evaluations, 1)))
+    by_macs = FeasibleSet(network, macs=float(network.macs(np.array(guided.uniform))))
+    counted = fits(candidates=search("macs", by_macs, evolution))
+    chosen = {
+        "unpruned": network.max_widths, "uniform": guided.uniform, "random search": drawn.winner,
+        "MetaPruning by MACs": counted.winner, "MetaPruning by latency": guided.winner,
+    }  # fmt: skip
+    subval = {"random search": drawn, "MetaPruning by MACs": counted, "MetaPruning by latency": guided}
+    latency_ms = measured_ms(experiment.device, network, np.array(list(chosen.values())))
+    rows = [
+        {
+            "network": network.name, "percent": percent, "budget_ms": limit, "how": how, "measured_ms": float(ms),
+            "macs": network.macs(np.array(widths)), "params": network.params(np.array(widths)),
+            "widths": [int(width) for width in widths],
+            "subval_accuracy": subval[how].accuracy if how in subval else evaluate(np.array(widths)),
+        }
+        for (how, widths), ms in zip(chosen.items(), latency_ms, strict=True)
+    ]  # fmt: skip
+    write_json(path, {"rows": rows})
+    return rows
+
+
+def _searched(
+    experiment: Experiment, evaluate: Callable[[np.ndarray], float], path: Path, how: str, feasible: FeasibleSet,
+    evolution: Evolution,
+) -> list[Candidate]:  # fmt: skip
+    from search.genetic import evolve
+
+    with experiment.reporter.bar(f"search: {path.stem}, {how}", evolution.evaluations) as update:
+        return evolve(
+            feasible, evaluate, evolution, seed=0, journal=path.with_suffix(f".{how}.journal"),
+            progress=lambda done, top: update(done, f"best {top:.1%}", top),
+        )  # fmt: skip
+
+
+def _line(row: dict[str, Any]) -> str:
+    accuracies = row["test_accuracy"]
+    mean = sum(accuracies) / len(accuracies)
+    return (
+        f"| {row['network'].rpartition(':')[2]} | {row['percent']} % | {row['how']} | {mean:.2%} "
+        f"({min(accuracies):.2%} … {max(accuracies):.2%}) | {row['measured_ms']:.4g} ms | {row['macs'] / 1e6:.3g} M MACs |"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
