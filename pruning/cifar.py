@@ -35,5 +35,7 @@ def resnet50(num_classes: int = 10) -> nn.Module:
 
 
 def _full_resolution(network: nn.Module) -> nn.Module:
-    setattr(network.get_submodule("features.0.0"), "stride", (1, 1))  # noqa: B010: typed as anything at all
+    first = network.get_submodule("features.0.0")
+    assert isinstance(first, nn.Conv2d)
+    first.stride = (1, 1)
     return network
