@@ -71,6 +71,8 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
 
 
 def _from_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
+    if ":" in name:
+        raise WeightsError(f"weights '{weights}' are neither a file nor torchvision's: {name} is not of torchvision.")
     try:
         return load(name, 1000, weights).state_dict()
     except (KeyError, ValueError, TypeError) as error:

@@ -41,9 +41,9 @@ SUPERNETS = {"paper": Supernet("full", sandwich=False), "sandwich": Supernet("lo
 
 def new_pruningnet(network: Network, supernet: Supernet, seed: int, weights: Mapping[str, Tensor] | None = None) -> PruningNet:
     """A fresh PruningNet, drawn from `seed` without touching the global generator, or one that starts from `weights`."""
-    start = new_structure(network, np.array(network.max_widths), seed, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        start = new_structure(network, np.array(network.max_widths), seed, weights)
         pruningnet = PruningNet(network, dict(start.named_parameters()), supernet.generator)
     if weights is not None:
         pruningnet.forget_widths()
