@@ -47,7 +47,7 @@ class FullGenerator(nn.Module):
     def forward(self, scales: Tensor, kept: Kept) -> Tensor:
         """Weights cropped to `kept`, from the scales float32[L] of all genes."""
         code = F.relu(self.encoder(scales[self.genes]))
-        base = self.base[kept]
+        base = crop(self.base, kept)
         return _CroppedProduct.apply(self.bank, code, kept[:2]).view(base.shape) + base
 
 
@@ -73,9 +73,9 @@ class LowRankGenerator(nn.Module):
     def forward(self, scales: Tensor, kept: Kept) -> Tensor:
         """Weights cropped to `kept`, from the scales float32[L] of all genes."""
         code = F.relu(self.encoder(scales[self.genes]))
-        base = self.base[kept]
-        right = self.right[:, *kept[1:]]
-        return base + ((self.left[kept[0]] @ code) @ right.flatten(1)).view(base.shape)
+        base, right = crop(self.base, kept), crop(self.right, (slice(None), *kept[1:]))
+        change = (crop(self.left, kept[:1]) @ code) @ right.flatten(1)
+        return base + change.view(base.shape)
 
 
 GENERATORS: dict[str, type[FullGenerator | LowRankGenerator] | None] = {
@@ -91,11 +91,29 @@ def _deviation(weight: Tensor) -> float:
     return math.sqrt(2 / weight[:, 0].numel())
 
 
-class _CroppedProduct(torch.autograd.Function):
-    """bank[kept] @ code. Its gradient goes straight into that crop of `bank.grad`.
+def crop(parameter: Tensor, kept: Kept) -> Tensor:
+    """parameter[kept]. Its gradient goes straight into that crop of `parameter.grad`.
 
-    A gradient of full size for every step would cost more than the network itself: banks hold hundreds of megabytes.
+    Autograd would make a gradient of full size for every step, which costs more than a small network itself.
     """
+    cropped: Tensor = _Crop.apply(parameter, kept)
+    return cropped
+
+
+class _Crop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, kept: Kept) -> Tensor:
+        ctx.parameter, ctx.kept = parameter, kept
+        return parameter[kept].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        _gradient(ctx.parameter)[ctx.kept] += gradients[0]
+        return None, None
+
+
+class _CroppedProduct(torch.autograd.Function):
+    """bank[kept] @ code, with the bank's gradient as in `crop`: banks hold hundreds of megabytes."""
 
     @staticmethod
     def forward(ctx: Any, bank: Tensor, code: Tensor, kept: Kept) -> Tensor:
@@ -108,12 +126,16 @@ class _CroppedProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
         (code,) = ctx.saved_tensors
         bank, kept = ctx.bank, ctx.kept
-        crop = bank.detach()[kept].flatten(1, 2)
-        upstream = gradients[0].view(crop.shape[:2])
-        if bank.grad is None:
-            bank.grad = torch.zeros_like(bank)
-        gradient = bank.grad[kept]
+        cropped = bank.detach()[kept].flatten(1, 2)
+        upstream = gradients[0].view(cropped.shape[:2])
+        gradient = _gradient(bank)[kept]
         gradient.addcmul_(upstream.view(*gradient.shape[:3], 1), code)
         if not all(isinstance(index, slice) for index in kept):  # then it is a copy, not a view
             bank.grad[kept] = gradient
-        return None, torch.bmm(upstream.unsqueeze(1), crop).sum((0, 1)), None
+        return None, torch.bmm(upstream.unsqueeze(1), cropped).sum((0, 1)), None
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

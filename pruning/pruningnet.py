@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from latency.network import Network
 from pruning.extract import extract
-from pruning.generators import GENERATORS, HIDDEN, FullGenerator, LowRankGenerator
+from pruning.generators import GENERATORS, HIDDEN, FullGenerator, LowRankGenerator, crop
 
 
 class PruningNet(nn.Module):
@@ -81,7 +81,7 @@ class PruningNet(nn.Module):
             weights[name] = generator(scales, self.network.kept(name, widths))
         for key, parameter in self.plain.items():
             name = key.replace("/", ".")
-            weights[name] = parameter[self.network.kept(name, widths)]
+            weights[name] = crop(parameter, self.network.kept(name, widths))
         return weights
 
     def forward(self, images: Tensor, widths: np.ndarray) -> Tensor:

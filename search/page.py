@@ -53,8 +53,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _div(figure: go.Figure) -> str:
-    figure.update_layout(template="plotly_white", height=420, margin={"l": 60, "r": 20, "t": 30, "b": 50})
-    text: str = figure.to_html(full_html=False, include_plotlyjs=False)
+    margin, legend = {"l": 60, "r": 60, "t": 40, "b": 50}, {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    figure.update_layout(template="plotly_white", height=420, margin=margin, legend=legend)
+    text: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
     return text
 
 
