@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pruning.bank import Bank
+
 HIDDEN = 32
 """Width of the generators' hidden layer (official code: 32 for MobileNetV1 and ResNet-50, 64 for MobileNetV2's blocks)."""
 
@@ -37,18 +39,17 @@ class FullGenerator(nn.Module):
         self.genes = list(genes)
         self.encoder = nn.Linear(len(genes), hidden)
         self.base = nn.Parameter(start.detach().clone())
-        self.bank = nn.Parameter(torch.empty(*start.shape[:2], start[0, 0].numel(), hidden))
-        nn.init.normal_(self.bank, std=_deviation(start) / math.sqrt(hidden))
+        self.bank = Bank((start.shape[0], start.shape[1], start[0, 0].numel()), hidden, _deviation(start) / math.sqrt(hidden))
 
     def forget_widths(self) -> None:
         """Generate the starting weights for all widths, until trained."""
-        nn.init.zeros_(self.bank)
+        nn.init.zeros_(self.bank.values)
 
     def forward(self, scales: Tensor, kept: Kept) -> Tensor:
         """Weights cropped to `kept`, from the scales float32[L] of all genes."""
         code = F.relu(self.encoder(scales[self.genes]))
         base = crop(self.base, kept)
-        return _CroppedProduct.apply(self.bank, code, kept[:2]).view(base.shape) + base
+        return self.bank.product(code, kept).view(base.shape) + base
 
 
 class LowRankGenerator(nn.Module):
@@ -110,29 +111,6 @@ class _Crop(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         _gradient(ctx.parameter)[ctx.kept] += gradients[0]
         return None, None
-
-
-class _CroppedProduct(torch.autograd.Function):
-    """bank[kept] @ code, with the bank's gradient as in `crop`: banks hold hundreds of megabytes."""
-
-    @staticmethod
-    def forward(ctx: Any, bank: Tensor, code: Tensor, kept: Kept) -> Tensor:
-        ctx.save_for_backward(code)
-        ctx.bank, ctx.kept = bank, kept
-        product: Tensor = bank[kept].flatten(1, 2) @ code  # for each filter by itself: a crop as a whole would be copied first
-        return product.flatten()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        (code,) = ctx.saved_tensors
-        bank, kept = ctx.bank, ctx.kept
-        cropped = bank.detach()[kept].flatten(1, 2)
-        upstream = gradients[0].view(cropped.shape[:2])
-        gradient = _gradient(bank)[kept]
-        gradient.addcmul_(upstream.view(*gradient.shape[:3], 1), code)
-        if not all(isinstance(index, slice) for index in kept):  # then it is a copy, not a view
-            bank.grad[kept] = gradient
-        return None, torch.bmm(upstream.unsqueeze(1), cropped).sum((0, 1)), None
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+
+from pruning.bank import Bank
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,22 @@ class Workers:
     def average_gradients(self, module: nn.Module) -> None:
         """Replace every gradient by its mean over all processes; one that a process lacks counts as 0.
 
-        By hand rather than by DistributedDataParallel: generators write into their gradients themselves (see
-        `pruning.generators`), past the hooks it relies on.
+        By hand rather than by DistributedDataParallel: generators keep their gradients themselves (see `pruning.generators`
+        and `pruning.bank`), past the hooks it relies on.
         """
         if self.size == 1:
             return
-        for parameter in module.parameters():
+        for part in module.modules():
+            if isinstance(part, Bank):
+                part.share(self._gathered)
+        for parameter in (parameter for parameter in module.parameters() if parameter.requires_grad):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
             parameter.grad /= self.size
+
+    def _gathered(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, which have one shape."""
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return parts

@@ -1,0 +1,170 @@
+"""A generator's bank of weights, trained by SGD that touches the whole of it only every few steps.
+
+The bank holds `hidden` numbers for every weight of a network. A step of SGD with momentum reads or writes bank, momentum
+and gradient six times, which takes longer than a small network itself. But the gradient is an outer product (that of the
+weights ⊗ the code), and SGD is linear in it: for every element, with rate η, momentum μ and decay λ, a step maps
+
+    (p, m) → A (p, m) + b g,    A = [[1 − ηλ, −ημ], [λ, μ]],    b = (−η, 1).
+
+So the last few gradients are kept as products, what the steps since have made of everything are a few scalars, and all is
+settled at once. This is SGD itself, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CAPACITY = 16
+"""Gradients that are kept before they are settled."""
+
+MOST_IN_A_STEP = 4
+
+ROWS = 16
+"""Filters settled at a time: so much of the bank and its momentum stays in the cache."""
+
+Kept = tuple[Any, ...]
+
+
+class Bank(nn.Module):
+    """float32 [out, in, area, hidden]; `product` with a code float32[hidden] gives weights.
+
+    `values` and `momentum` are those after the last settling; an element's own are carry[0] · (value, momentum) +
+    Σ recent[k, 0] · gradients[k] ⊗ codes[k], and likewise with carry[1] and recent[:, 1] its momentum's.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], hidden: int, deviation: float) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.empty(*shape, hidden), requires_grad=False)
+        nn.init.normal_(self.values, std=deviation)
+        self.momentum: Tensor | None = None  # all of these are made when training begins
+        self.gradients, self.codes = torch.empty(0, *shape), torch.empty(0, hidden)
+        self.recent = torch.empty(0, 2, dtype=torch.float64)
+        self.carry = torch.eye(2, dtype=torch.float64)
+        self.count = self.stepped = 0
+
+    def product(self, code: Tensor, kept: Kept) -> Tensor:
+        """The bank's values times `code` [hidden], cropped to kept[0] × kept[1]: [o, i, area]. Remembers its gradient."""
+        result: Tensor = _Product.apply(code, self, kept[:2])
+        return result
+
+    @torch.no_grad()
+    def step(self, rate: float, momentum: float, decay: float) -> None:
+        """One step of SGD with the gradients remembered since the last."""
+        transition = torch.tensor([[1 - rate * decay, -rate * momentum], [decay, momentum]], dtype=torch.float64)
+        self.carry = transition @ self.carry
+        self.recent = self.recent @ transition.T
+        self.recent[self.stepped : self.count] = torch.tensor([-rate, 1.0], dtype=torch.float64)
+        self.stepped = self.count
+        if self.count > CAPACITY - MOST_IN_A_STEP:
+            self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring `values` and `momentum` up to date."""
+        if self.momentum is None:
+            return
+        (a, b), (c, d) = self.carry.tolist()
+        recent = self.recent[: self.count].to(self.values)
+        codes = [recent[:, part, None] * self.codes[: self.count] for part in (0, 1)]
+        for start in range(0, len(self.values), ROWS):
+            rows = slice(start, start + ROWS)
+            gradients = self.gradients[: self.count, rows].movedim(0, -1)
+            value, velocity = self.values[rows], self.momentum[rows]
+            changed = value * c + velocity * d + gradients @ codes[1]
+            value.mul_(a).add_(velocity, alpha=b).add_(gradients @ codes[0])
+            velocity.copy_(changed)
+        self._clear()
+
+    def remember(self, code: Tensor, gradient: Tensor, kept: Kept) -> None:
+        """Keep the gradient [o, i, area] of the weights that `code` made."""
+        self._make_room(1)
+        self.gradients[self.count].zero_()[kept] = gradient
+        self.codes[self.count] = code
+        self.count += 1
+
+    def share(self, gather: Callable[[Tensor], list[Tensor]]) -> None:
+        """Replace the gradients since the last step by those of all processes, each counting as one part of their mean."""
+        new = slice(self.stepped, self.count)
+        gradients, codes = torch.cat(gathered := gather(self.gradients[new])), torch.cat(gather(self.codes[new]))
+        self.count = self.stepped
+        self._make_room(len(codes))
+        self.count += len(codes)
+        self.gradients[self.stepped : self.count] = gradients / len(gathered)
+        self.codes[self.stepped : self.count] = codes
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What training needs besides the values to go on exactly."""
+        if self.momentum is None:
+            return {}
+        count = self.count
+        return {
+            "momentum": self.momentum, "gradients": self.gradients[:count], "codes": self.codes[:count],
+            "carry": self.carry, "recent": self.recent[:count],
+        }  # fmt: skip
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `training_state`."""
+        if not state:
+            return
+        self._make_room(len(state["codes"]))
+        self.count = self.stepped = len(state["codes"])
+        self.momentum = state["momentum"].to(self.values.device)
+        self.gradients[: self.count], self.codes[: self.count] = state["gradients"], state["codes"]
+        self.carry, self.recent[: self.count] = state["carry"], state["recent"]
+
+    def _make_room(self, more: int) -> None:
+        if self.momentum is None:
+            self.momentum = torch.zeros_like(self.values)
+        spare = self.count + more - len(self.gradients)
+        if spare > 0:
+            spare = max(spare, CAPACITY)
+            shape = self.values.shape
+            self.gradients = torch.cat([self.gradients.to(self.values), self.values.new_zeros(spare, *shape[:3])])
+            self.codes = torch.cat([self.codes.to(self.values), self.values.new_zeros(spare, shape[3])])
+            self.recent = torch.cat([self.recent, self.recent.new_zeros(spare, 2)])
+
+    def _clear(self) -> None:
+        self.carry = torch.eye(2, dtype=torch.float64)
+        self.recent.zero_()
+        self.count = self.stepped = 0
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, code: Tensor, bank: Bank, kept: Kept) -> Tensor:
+        ctx.save_for_backward(code)
+        ctx.bank, ctx.kept = bank, kept
+        values = bank.values[kept]
+        a, b = bank.carry[0].tolist()
+        product: Tensor = values.flatten(1, 2) @ (a * code)  # filter by filter: a crop as a whole would be copied first
+        if bank.momentum is not None:
+            product += bank.momentum[kept].flatten(1, 2) @ (b * code)
+        if bank.count:
+            weights = bank.recent[: bank.count, 0].to(code) * (bank.codes[: bank.count] @ code)
+            product += torch.tensordot(weights, bank.gradients[: bank.count, *kept].flatten(2), 1)
+        return product.view(values.shape[:3])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (code,) = ctx.saved_tensors
+        bank, kept = ctx.bank, ctx.kept
+        upstream = gradients[0].flatten(1)
+        a, b = bank.carry[0].tolist()
+        of_code = a * _contracted(upstream, bank.values[kept])
+        if bank.momentum is not None:
+            of_code += b * _contracted(upstream, bank.momentum[kept])
+        if bank.count:
+            recent = bank.gradients[: bank.count, *kept].flatten(2)
+            weights = bank.recent[: bank.count, 0].to(code) * torch.tensordot(recent, upstream, 2)
+            of_code += weights @ bank.codes[: bank.count]
+        bank.remember(code, gradients[0], kept)
+        return of_code, None, None
+
+
+def _contracted(upstream: Tensor, values: Tensor) -> Tensor:
+    """[hidden]: sum of [o, i·area] × [o, i, area, hidden] over all but hidden."""
+    return torch.bmm(upstream.unsqueeze(1), values.flatten(1, 2)).sum((0, 1))
