@@ -8,7 +8,7 @@ from pathlib import Path
 from latency.errors import MillipruneError
 from search.budget import Budget, BudgetError, parse_budget
 
-RECIPES = ("sandwich", "paper")
+RECIPES = ("paper", "light", "sandwich")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RunConfig:
     align: int | None = None
     weights: str | None = None
     distill: bool = False
-    recipe: str = "sandwich"
+    recipe: str = "paper"
     pareto: bool = False
     storage: str | None = None
     population: int = 50

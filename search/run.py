@@ -34,7 +34,9 @@ def main(
         str | None, Option(help="Trained weights to start from: a state dict's file, or torchvision's, such as DEFAULT.")
     ] = None,
     distill: Annotated[bool, Option("--distill", help="Train the pruned networks from the unpruned one's scores too.")] = False,
-    recipe: Annotated[str, Option(help="How PruningNet is trained: sandwich, or paper.")] = DEFAULTS.recipe,
+    recipe: Annotated[
+        str, Option(help="How PruningNet is trained: paper, light (cheaper generators) or sandwich.")
+    ] = DEFAULTS.recipe,
     pareto: Annotated[bool, Option("--pareto", help="Find networks all along the front of accuracy against latency.")] = False,
     storage: Annotated[
         str | None, Option(help="Database for the search, to be worked on by several processes: postgresql+psycopg2://…")

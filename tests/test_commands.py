@@ -120,7 +120,7 @@ def test_a_trained_start_and_a_teacher(finished, workplace) -> None:
     state = load_file(folder / "checkpoints" / "unpruned.safetensors")
     weights = {name.removeprefix("module."): torch.from_numpy(tensor) for name, tensor in state.items()}
     torch.save(weights, workplace / "trained.pth")
-    options = [*SEARCH, "--weights", "trained.pth", "--distill", "--recipe", "paper", "--out", "runs/pretrained"]
+    options = [*SEARCH, "--weights", "trained.pth", "--distill", "--recipe", "light", "--out", "runs/pretrained"]
     short = [{"8": "1", "3": "1"}.get(option, option) for option in options]  # epochs and generations
     command(short, workplace)
     first, second = (
@@ -212,7 +212,7 @@ def test_budgets_in_macs_and_parameters(workplace) -> None:
         (["--latency", "60%", "--device", "tpu"], "expected one of"),
         (["--latency", "60%", "--device", "trt"], "device 'trt'"),
         (["--latency", "60%", "--data", "mnist9"], "is unknown"),
-        (["--latency", "60%", "--recipe", "grandmas"], "expected one of sandwich, paper"),
+        (["--latency", "60%", "--recipe", "grandmas"], "expected one of paper, light, sandwich"),
         (["--latency", "60%", "--weights", "nowhere.pth"], "neither a file nor torchvision's"),
         (["--latency", "60%", "--storage", "nonsense"], "database 'nonsense' cannot be used"),
         (["--latency", "60%", "--out", "tinynet.py/run"], "cannot write"),

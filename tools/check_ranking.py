@@ -101,7 +101,7 @@ def _ranked(experiment: Experiment, drawn: np.ndarray, kind: Supernet, recipe: R
         "accuracy": accuracies,
         "images_per_candidate": evaluate.images,
     }
-    if kind == SUPERNETS["sandwich"]:  # the long protocol, of the default alone
+    if kind == SUPERNETS["paper"]:  # the long protocol, of the default alone
         thoroughly = StructureEvaluator(pruningnet, experiment.data, len(experiment.data.train))
         row |= {"images_thoroughly": thoroughly.images}
         row |= {"tau_thoroughly": float(kendalltau(accuracies, [thoroughly(widths) for widths in drawn])[0])}

@@ -34,7 +34,7 @@ def main(
     budget: Annotated[list[int] | None, Option(help="Per cent of the unpruned latency (default: 75, 50, 25).")] = None,
     device: Annotated[str, Option(help="Where the networks must be fast.")] = "ort",
     images: Annotated[int | None, Option(min=100, help="Training images (default: all).")] = None,
-    recipe: Annotated[str, Option(help="How PruningNet is trained: sandwich, or paper.")] = "sandwich",
+    recipe: Annotated[str, Option(help="How PruningNet is trained: paper, light or sandwich.")] = "paper",
     pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = 60,
     epochs: Annotated[int, Option(min=1, help="Epochs of training from scratch.")] = 100,
     train_batch: Annotated[int, Option(min=2, help="Images in a training step.")] = 128,
@@ -71,7 +71,8 @@ def main(
             pruningnet, _ = experiment.pruningnet(SUPERNETS[recipe], Recipe(pruningnet_epochs, train_batch))
             evaluate = StructureEvaluator(pruningnet, dataset)
             for percent in budget or [75, 50, 25]:
-                for row in _chosen(experiment, evaluate, Evolution(population, generations), percent):
+                label = f"{percent}pc-{recipe}-{pruningnet_epochs}e-{population}x{generations}"
+                for row in _chosen(experiment, evaluate, Evolution(population, generations), percent, label):
                     widths = np.array(row["widths"])
                     scratch = Recipe(epochs, train_batch)
                     row["test_accuracy"] = [experiment.from_scratch(widths, scratch, seed) for seed in range(seeds)]
@@ -82,7 +83,7 @@ def main(
 
 
 def _chosen(
-    experiment: Experiment, evaluate: Callable[[np.ndarray], float], evolution: Evolution, percent: int
+    experiment: Experiment, evaluate: Callable[[np.ndarray], float], evolution: Evolution, percent: int, label: str
 ) -> list[dict[str, Any]]:
     """One row for each way of choosing a structure within `percent` of the unpruned latency, measured in one session."""
     import numpy as np
@@ -92,7 +93,7 @@ def _chosen(
     from search.genetic import Evolution
     from search.report import read_json, write_json
 
-    path = experiment.runs / f"chosen-{percent}pc-{evolution.population}x{evolution.generations}.json"
+    path = experiment.runs / f"chosen-{label}.json"
     if path.exists():
         rows: list[dict[str, Any]] = read_json(path)["rows"]
         return rows

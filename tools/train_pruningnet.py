@@ -20,7 +20,7 @@ def main(
     batch: Annotated[int, Option(min=1, help="Images in one batch of the deployed network, as in the search.")] = 1,
     device: Annotated[str, Option(help="Of the search: it decides which multiples widths are.")] = "ort",
     align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = None,
-    recipe: Annotated[str, Option(help="sandwich, or paper.")] = "sandwich",
+    recipe: Annotated[str, Option(help="paper, light (cheaper generators) or sandwich.")] = "paper",
     epochs: Annotated[int, Option(min=1)] = 40,
     train_batch: Annotated[int, Option(min=2, help="Images in a training step, of all processes together.")] = 64,
     seed: Annotated[int, Option(min=0)] = 0,
