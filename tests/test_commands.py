@@ -180,7 +180,7 @@ def candidates(folder: Path) -> list[tuple[tuple[int, ...], float]]:
     from optuna.storages.journal import JournalFileBackend
 
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "search.journal")))
-    trials = optuna.load_study(study_name="search", storage=storage).get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    trials = optuna.load_study(study_name=None, storage=storage).get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     return [(tuple(trial.params.values()), trial.value) for trial in trials]
 
 
@@ -331,3 +331,42 @@ def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
     done = command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace)
     assert "sub-validation accuracy at 1.00" in done.stdout
     assert {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")} == before
+
+
+@pytest.mark.slow
+def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
+    """The ranking and the comparison with uniform, random and MACs, on digits; a second call trains nothing."""
+    common = ["--data", "digits", "--network", "tinynet:wide", "--images", "320", "--epochs", "1", "--train-batch", "32"]
+    ranking = [
+        str(ROOT / "tools/check_ranking.py"), *common, "--structures", "5", "--seeds", "2", "--random-epochs", "1",
+        "--sandwich-epochs", "1",
+    ]  # fmt: skip
+    first, second = command(ranking, workplace), command(ranking, workplace)
+    assert first.stdout.splitlines()[-6:] == second.stdout.splitlines()[-6:]
+    written = json.loads((workplace / "results" / "ranking.json").read_text())
+    assert len(written["structures"]) == 5
+    assert len(written["kinds"]) == 2 + 1 + 6
+    assert all(-1 <= row["kendall_tau"] <= 1 for row in written["kinds"] if row["kendall_tau"] == row["kendall_tau"])
+    comparison = [
+        str(ROOT / "tools/reproduce_cifar10.py"), *common, "--budget", "60", "--pruningnet-epochs", "1", "--population", "4",
+        "--generations", "2", "--seeds", "1",
+    ]  # fmt: skip
+    assert command(comparison, workplace).stdout == command(comparison, workplace).stdout
+    rows = json.loads((workplace / "results" / "cifar10.json").read_text())["rows"]
+    assert [row["how"] for row in rows] == [
+        "unpruned", "uniform", "random search", "MetaPruning by MACs", "MetaPruning by latency",
+    ]  # fmt: skip
+    assert all(len(row["test_accuracy"]) == 1 for row in rows)
+    assert rows[4]["measured_ms"] < rows[0]["measured_ms"]
+
+
+@pytest.mark.slow
+def test_speed_is_told(workplace) -> None:
+    options = ["--batch", "4x32", "--steps", "3", "--samples", "1000", "--threads", "1", "--out", "speed.json"]
+    done = command([str(ROOT / "tools/check_speed.py"), *options], workplace)
+    assert "× plain" in done.stdout
+    draws = json.loads((workplace / "speed.json").read_text())["draws"]
+    assert [draw["network"] for draw in draws] == ["mobilenet_v1", "mobilenet_v2", "resnet50"]
+    assert all(draw["inside"] for draw in draws)
+    wrong = command([str(ROOT / "tools/check_speed.py"), "--batch", "64"], workplace, code=2)
+    assert "expected IMAGESxPIXELS" in wrong.stderr
