@@ -133,6 +133,11 @@ class Bank(nn.Module):
         self.count = self.stepped = 0
 
 
+def banks(module: nn.Module) -> dict[str, Bank]:
+    """All banks in `module`, by name."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, Bank)}
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, code: Tensor, bank: Bank, kept: Kept) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from latency.errors import MillipruneError
-from pruning.bank import Bank
+from pruning.bank import banks
 from pruning.checkpoint import load_checkpoint, save_checkpoint
 from pruning.data import Dataset
 from pruning.hardware import mixed_precision
@@ -80,7 +80,7 @@ def fit(
         CheckpointError: there is a checkpoint of something else.
     """
     workers = Workers.joined()
-    steps = training_steps(data, recipe)
+    steps, late = training_steps(data, recipe), banks(module).values()
     optimizer = torch.optim.SGD(
         module.parameters(), lr=recipe.rate(0), momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
@@ -93,7 +93,7 @@ def fit(
 
     def save() -> None:
         if done == steps:
-            for bank in _banks(module).values():
+            for bank in late:
                 bank.settle()
         if workers.rank == 0:
             _save(module, optimizer if done < steps else None, checkpoint, identity, done)
@@ -108,7 +108,7 @@ def fit(
             workers.average_gradients(module)
             optimizer.param_groups[0]["lr"] = recipe.rate((step + 0.5) / steps)
             optimizer.step()
-            for bank in _banks(module).values():
+            for bank in late:
                 bank.step(optimizer.param_groups[0]["lr"], recipe.momentum, recipe.weight_decay)
             optimizer.zero_grad(set_to_none=False)
             done = step + 1
@@ -146,7 +146,7 @@ def _save(
     """Weights, and while training goes on the momentum too."""
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     if optimizer is not None:
-        for name, bank in _banks(module).items():
+        for name, bank in banks(module).items():
             tensors |= {f"bank.{name}.{key}": tensor for key, tensor in bank.training_state().items()}
         for name, parameter in module.named_parameters():
             if "momentum_buffer" in optimizer.state[parameter]:
@@ -161,14 +161,10 @@ def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Pat
         if f"momentum.{name}" in tensors:
             # the fused optimiser walks memory, so the buffer must lie as the parameter does (channels last, say)
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-    for name, bank in _banks(module).items():
+    for name, bank in banks(module).items():
         prefix = f"bank.{name}."
         bank.load_training_state({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
     return step
-
-
-def _banks(module: nn.Module) -> dict[str, Bank]:
-    return {name: part for name, part in module.named_modules() if isinstance(part, Bank)}
 
 
 def mixed(*numbers: int) -> int:

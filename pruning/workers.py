@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pruning.bank import Bank
+from pruning.bank import banks
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ class Workers:
         """
         if self.size == 1:
             return
-        for part in module.modules():
-            if isinstance(part, Bank):
-                part.share(self._gathered)
+        for bank in banks(module).values():
+            bank.share(self._gathered)
         for parameter in (parameter for parameter in module.parameters() if parameter.requires_grad):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from latency.errors import MillipruneError
 from search.budget import Budget, BudgetError, parse_budget
 
 RECIPES = ("paper", "light", "sandwich")
+
+
+def check_recipe(name: str) -> None:
+    """Raises MillipruneError where there is no such recipe for a PruningNet."""
+    if name not in RECIPES:
+        raise MillipruneError(f"--recipe {name} given; expected one of {', '.join(RECIPES)}.")
+
+
+def without_password(url: str) -> str:
+    """The URL of a database as it may be shown and kept."""
+    return re.sub(r"(//[^/:@]*):[^@/]*@", r"\1:…@", url)
 
 
 @dataclass(frozen=True)
@@ -50,10 +63,13 @@ class RunConfig:
     def check(self) -> None:
         """Raises MillipruneError where an option cannot be read or does not go with another."""
         budgets = self.budgets()
-        if self.recipe not in RECIPES:
-            raise MillipruneError(f"--recipe {self.recipe} given; expected one of {', '.join(RECIPES)}.")
+        check_recipe(self.recipe)
         if not budgets and not self.pareto:
             raise BudgetError("no budget given; expected at least one of --latency, --macs and --params, or --pareto.")
+
+    def recorded(self) -> dict[str, Any]:
+        """What is written down of it: everything but a database's password."""
+        return asdict(self) | {"storage": self.storage and without_password(self.storage)}
 
     @property
     def slug(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,20 +11,17 @@ import numpy as np
 
 from latency import open_device, trace
 from latency.alignment import alignment_of
-from latency.build import build_table
-from latency.coverage import quick_plan
 from latency.devices import Device
 from latency.network import Network
 from latency.predictor import LatencyPredictor
-from latency.table import LatencyTable
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
 from pruning.fit import Recipe, training_steps
 from pruning.networks import load
 from pruning.pruningnet import PruningNet
 from pruning.train import Supernet, new_pruningnet, new_structure, pruningnet_path, train_pruningnet, train_structure
-from search.finalists import measured_ms
-from search.progress import Reporter
+from search.measured import quick_table, unpruned_ms
+from search.progress import Reporter, training_note
 from search.report import read_json, write_json
 
 
@@ -46,10 +42,7 @@ class Experiment:
         device, reporter = open_device(device_name), Reporter()
         shape = (1, 3, data.size, data.size)
         network = trace(load(name, data.classes), shape, align=alignment_of(device, lut), name=name)
-        table, plan = LatencyTable.open(lut, device.fingerprint()), quick_plan(network)
-        if table.count(network) < len(plan):
-            reporter.say(f"{name}: measuring {len(plan)} structures")
-            table = build_table(device, network, plan, table)
+        table = quick_table(device, network, lut, reporter)
         return cls(device, data, network, LatencyPredictor(table), runs / name.replace(":", "."), reporter)
 
     def predict(self, widths: np.ndarray) -> np.ndarray:
@@ -58,14 +51,7 @@ class Experiment:
 
     def unpruned_ms(self) -> float:
         """Measured once, so that percentages keep their meaning."""
-        path = self.runs / "unpruned.json"
-        if not path.exists():
-            write_json(path, {"latency_ms": float(measured_ms(self.device, self.network, self._full[None])[0])})
-        return float(read_json(path)["latency_ms"])
-
-    @property
-    def _full(self) -> np.ndarray:
-        return np.array(self.network.max_widths)
+        return unpruned_ms(self.device, self.network, self.runs)
 
     def pruningnet(self, kind: Supernet, recipe: Recipe) -> tuple[PruningNet, float]:
         """A trained PruningNet, and the seconds that training took (its last part, if it was interrupted)."""
@@ -74,7 +60,9 @@ class Experiment:
         log, began = path.with_suffix(".json"), time.monotonic()
         title = f"PruningNet: {kind.generator}{', sandwich' if kind.sandwich else ''}"
         with self.reporter.bar(title, training_steps(self.data, recipe)) as update:
-            train_pruningnet(supernet, kind, self.data, recipe, seed=0, checkpoint=path, progress=partial(_noted, update))
+            train_pruningnet(
+                supernet, kind, self.data, recipe, seed=0, checkpoint=path, progress=partial(training_note, update)
+            )
         if not log.exists():
             write_json(log, {"seconds": time.monotonic() - began})
         return supernet, float(read_json(log)["seconds"])
@@ -86,10 +74,6 @@ class Experiment:
         with self.reporter.bar(f"from scratch, seed {seed}", training_steps(self.data, recipe)) as update:
             train_structure(
                 structure, self.network, widths, self.data, recipe, seed=seed, checkpoint=self.runs / "scratch" / name,
-                progress=partial(_noted, update),
+                progress=partial(training_note, update),
             )  # fmt: skip
         return accuracy(structure, self.data.test, self.data)
-
-
-def _noted(update: Callable[..., object], step: int, loss: float) -> None:
-    update(step, f"loss {loss:.3f}", loss)

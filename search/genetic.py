@@ -9,7 +9,6 @@ through a database: whoever finds that another has taken the same structure befo
 from __future__ import annotations
 
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from latency.errors import MillipruneError
 from latency.network import Network
+from search.config import without_password
 from search.feasible import FeasibleSet
 from search.pareto import nondominated_sort
 
@@ -228,7 +228,7 @@ def _study(journal: Path | str, sampler: MetaPruningSampler, network: Network, n
             raise SearchError(f"the search's journal '{journal}' cannot be used: {error}; remove it to start over.") from error
         except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise SearchError(
-                f"the database '{_without_password(str(journal))}' cannot be used: {str(error).splitlines()[0]}; "
+                f"the database '{without_password(str(journal))}' cannot be used: {str(error).splitlines()[0]}; "
                 "expected a URL such as postgresql+psycopg2://user@host/name, its server running and its driver installed."
             ) from error
     if study.user_attrs.setdefault("genes", genes) != genes:
@@ -247,10 +247,6 @@ def _storage(journal: Path | str) -> Any:
     journal.parent.mkdir(parents=True, exist_ok=True)
     _drop_partial_line(journal)
     return JournalStorage(JournalFileBackend(str(journal)))
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"(//[^/:@]*):[^@/]*@", r"\1:…@", url)
 
 
 def _drop_partial_line(journal: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,9 @@ from torch import Tensor, nn
 
 from latency import open_device, trace
 from latency.alignment import alignment_of
-from latency.build import build_table
-from latency.coverage import quick_plan
 from latency.devices import Device
 from latency.network import Network
 from latency.predictor import LatencyPredictor
-from latency.protocol import measure
-from latency.table import LatencyTable
 from pruning.data import Dataset, load_data
 from pruning.evaluate import StructureEvaluator
 from pruning.fit import Recipe, training_steps
@@ -38,8 +34,9 @@ from search.config import RunConfig
 from search.feasible import FeasibleSet
 from search.finalists import FINALISTS, Finish, finish, measured_front
 from search.genetic import Candidate, Evolution, evolve
+from search.measured import quick_table, unpruned_ms
 from search.pareto import front
-from search.progress import Reporter, Update, read_log
+from search.progress import Reporter, read_log, training_note
 from search.report import OutputError, read_json, result_table, versions, write_file, write_json
 from search.retrain import Job, exported, trained
 
@@ -57,7 +54,11 @@ class _Context:
     network: Network
     weights: Mapping[str, Tensor] | None
 
-    @property
+    @cached_property
+    def unpruned_ms(self) -> float:
+        return unpruned_ms(self.device, self.network, self.out)
+
+    @cached_property
     def weights_digest(self) -> str:
         return "" if self.weights is None else digest(self.weights)
 
@@ -80,7 +81,7 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
     budgets = config.budgets()
     context = _context(config, out, lut, reporter)
     _claim(context)
-    predictor = _predictor(context, lut)
+    predictor = LatencyPredictor(quick_table(context.device, context.network, lut, reporter))
     feasible = _feasible(context, budgets, predictor)
     pruningnet = _pruningnet(context)
     predict = partial(predictor.predict_widths, context.network)
@@ -94,7 +95,7 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
         "search": {"evaluations": len(candidates), "front": _front_seen(candidates, predict)},
         "kernels": _kernels(context, predictor, networks),
         "normalisation": {"mean": context.data.mean.tolist(), "std": context.data.std.tolist()},
-        "config": asdict(config),
+        "config": config.recorded(),
         "device": context.device.fingerprint(),
         "versions": versions(),
     }
@@ -136,7 +137,7 @@ def _context(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> _Co
 
 def _claim(context: _Context) -> None:
     """Write the run's configuration into its folder, or see that it is the same as what began there."""
-    path, given = context.out / "run.json", asdict(context.config)
+    path, given = context.out / "run.json", context.config.recorded()
     if not path.exists():
         write_json(path, given)
     stored = read_json(path)
@@ -149,33 +150,11 @@ def _claim(context: _Context) -> None:
     context.reporter.log = context.out / "log.jsonl"
 
 
-def _predictor(context: _Context, lut: Path) -> LatencyPredictor:
-    table = LatencyTable.open(lut, context.device.fingerprint())
-    plan = quick_plan(context.network)
-    if table.count(context.network) < len(plan):
-        with context.reporter.bar(f"measuring {context.config.device}", len(plan)) as update:
-            table = build_table(context.device, context.network, plan, table, progress=_counted(update))
-    context.reporter.say(f"latency table: {table.path}, {table.count(context.network)} structures of this network")
-    return LatencyPredictor(table)
-
-
-def _counted(update: Update) -> Callable[[int], object]:
-    """A progress callback that is given increments."""
-    done = 0
-
-    def add(increment: int) -> None:
-        nonlocal done
-        done += increment
-        update(done)
-
-    return add
-
-
 def _feasible(context: _Context, budgets: dict[str, Budget], predictor: LatencyPredictor) -> FeasibleSet:
     """The structures within the budgets; says what they are, and whether they bind."""
     network, full = context.network, np.array(context.network.max_widths)
     unpruned = {
-        "latency": _unpruned_ms(context),
+        "latency": context.unpruned_ms,
         "macs": float(network.macs(full)),
         "params": float(network.params(full)),
     }
@@ -194,15 +173,6 @@ def _feasible(context: _Context, budgets: dict[str, Budget], predictor: LatencyP
     return feasible
 
 
-def _unpruned_ms(context: _Context) -> float:
-    """Measured once a run: percentages must mean the same after resuming."""
-    path = context.out / "unpruned.json"
-    if not path.exists():
-        measured = measure(context.device, [context.network.onnx(context.network.max_widths)])[0]
-        write_json(path, {"latency_ms": measured.latency_ms, "rounds_ms": measured.rounds_ms.tolist()})
-    return float(read_json(path)["latency_ms"])
-
-
 def _pruningnet(context: _Context) -> PruningNet:
     config, network, data, seed = context.config, context.network, context.data, context.config.seed
     recipe, supernet = Recipe(config.pruningnet_epochs, config.train_batch), SUPERNETS[config.recipe]
@@ -212,7 +182,7 @@ def _pruningnet(context: _Context) -> PruningNet:
     with context.reporter.bar("training PruningNet", training_steps(data, recipe)) as update:
         train_pruningnet(
             pruningnet, supernet, data, recipe, seed=seed, checkpoint=path,
-            progress=lambda step, loss: update(step, f"loss {loss:.3f}", loss),
+            progress=partial(training_note, update),
         )  # fmt: skip
     return pruningnet
 
@@ -270,7 +240,7 @@ def _finish(
     if path.exists():
         return Finish.from_json(read_json(path))
     latency = context.config.budgets().get("latency")
-    limit = latency.resolved(_unpruned_ms(context)).high if latency else float("inf")
+    limit = latency.resolved(context.unpruned_ms).high if latency else float("inf")
     with context.reporter.bar("measuring finalists", min(FINALISTS, len(candidates))) as update:
         chosen = finish(context.device, context.network, candidates, feasible, predict, limit, update)
     write_json(path, asdict(chosen))
@@ -290,7 +260,7 @@ def _front(
     finalists = read_json(path)["finalists"]
     full = np.array(context.network.max_widths)
     job = context.job
-    teacher, unpruned = trained(job, "unpruned", tuple(full), _unpruned_ms(context), float(predict(full[None])[0]))
+    teacher, unpruned = trained(job, "unpruned", tuple(full), context.unpruned_ms, float(predict(full[None])[0]))
     job = job.taught_by(teacher if context.config.distill else None)
     rows = [unpruned]
     for number, member in enumerate(finalists, 1):

@@ -25,6 +25,11 @@ class Update(Protocol):
     def __call__(self, done: int, note: str = "", value: float | None = None) -> object: ...
 
 
+def training_note(update: Update, step: int, loss: float) -> None:
+    """How training tells a stage of its steps."""
+    update(step, f"loss {loss:.3f}", loss)
+
+
 class Reporter:
     """Lines on standard output, progress bars on standard error, both in `log` from when it is known.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pruning.export import exported_accuracy, program_bytes, structure_onnx
 from pruning.extract import in_own_class
 from pruning.fit import Recipe, training_steps
 from pruning.train import new_structure, train_structure
-from search.progress import Reporter
+from search.progress import Reporter, training_note
 from search.report import OutputError, write_file
 
 
@@ -52,7 +53,7 @@ def trained(
         train_structure(
             structure, network, np.array(widths), data, job.recipe, seed=job.seed, teacher=job.teacher,
             checkpoint=job.out / "checkpoints" / f"{label}.safetensors",
-            progress=lambda step, loss: update(step, f"loss {loss:.3f}", loss),
+            progress=partial(training_note, update),
         )  # fmt: skip
     return structure, {
         "label": label,

@@ -93,14 +93,13 @@ def _timed(module: nn.Module, inputs: tuple[Any, ...], labels: Tensor, optimizer
     import torch
     import torch.nn.functional as F
 
-    from pruning.bank import Bank
+    from pruning.bank import banks
 
     began = time.perf_counter()
     F.cross_entropy(module(*inputs), labels).backward()
     optimizer.step()
-    for part in module.modules():
-        if isinstance(part, Bank):
-            part.step(1e-3, 0.9, 4e-5)
+    for bank in banks(module).values():
+        bank.step(1e-3, 0.9, 4e-5)
     optimizer.zero_grad(set_to_none=False)
     if labels.is_cuda:
         torch.cuda.synchronize()

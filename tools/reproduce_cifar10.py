@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latency.errors import MillipruneError, reported_by_command
+from latency.errors import reported_by_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,12 +54,12 @@ def main(
         from pruning.fit import Recipe
         from pruning.hardware import compute_device
         from pruning.train import SUPERNETS
+        from search.config import check_recipe
         from search.experiment import Experiment
         from search.genetic import Evolution
         from search.report import versions, write_json
 
-        if recipe not in SUPERNETS:
-            raise MillipruneError(f"--recipe {recipe} given; expected one of {', '.join(SUPERNETS)}.")
+        check_recipe(recipe)
         dataset = load_data(data).limited(images).to(compute_device())
         settings = {
             "data": dataset.name, "images": len(dataset.train), "recipe": recipe, "pruningnet_epochs": pruningnet_epochs,

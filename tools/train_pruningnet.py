@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from latency.errors import MillipruneError, reported_by_command
+from latency.errors import reported_by_command
 
 Option = typer.Option
 
@@ -41,9 +41,9 @@ def main(
         from pruning.networks import load
         from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
         from pruning.workers import Workers
+        from search.config import check_recipe
 
-        if recipe not in SUPERNETS:
-            raise MillipruneError(f"--recipe {recipe} given; expected one of {', '.join(SUPERNETS)}.")
+        check_recipe(recipe)
         first = Workers.joined().rank == 0
         images = load_data(data, image_size).to(compute_device())
         shape = (batch, 3, images.size, images.size)

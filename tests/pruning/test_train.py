@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import latency
+from pruning.bank import banks
 from pruning.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
@@ -50,6 +51,17 @@ def test_a_pruningnet_resumes_bit_for_bit(recipe: str, stop: int, few, tiny_netw
     assert steps == list(range(stop, 11))
     for name, tensor in straight.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_banks_are_trained_too_and_settled_in_the_end(few, tiny_network, tmp_path) -> None:
+    trained, fresh = new_pruningnet(tiny_network, PAPER, 0), new_pruningnet(tiny_network, PAPER, 0)
+    train_pruningnet(trained, PAPER, few, RECIPE, seed=0, checkpoint=tmp_path / "c", progress=quietly)
+    before = banks(fresh)
+    assert before
+    for name, bank in banks(trained).items():
+        assert bank.count == 0
+        moved = (bank.values - before[name].values).abs().max()
+        assert 1e-5 < moved < 1, name
 
 
 def test_a_structure_resumes_bit_for_bit_and_a_finished_one_is_loaded(few, tiny_network, tmp_path) -> None:

@@ -1,0 +1,46 @@
+"""What must be measured before anything else: the device's table with this network in it, and the unpruned network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from latency.build import build_table
+from latency.coverage import quick_plan
+from latency.devices import Device
+from latency.network import Network
+from latency.protocol import measure
+from latency.table import LatencyTable
+from search.progress import Reporter, Update
+from search.report import read_json, write_json
+
+
+def quick_table(device: Device, network: Network, lut: Path, reporter: Reporter) -> LatencyTable:
+    """The device's table under `lut`, extended by quick coverage of `network` where that is not in it yet."""
+    table, plan = LatencyTable.open(lut, device.fingerprint()), quick_plan(network)
+    if table.count(network) < len(plan):
+        with reporter.bar(f"measuring {device.name}", len(plan)) as update:
+            table = build_table(device, network, plan, table, progress=_counted(update))
+    reporter.say(f"latency table: {table.path}, {table.count(network)} structures of this network")
+    return table
+
+
+def _counted(update: Update) -> Callable[[int], object]:
+    """A progress callback that is given increments."""
+    done = 0
+
+    def add(increment: int) -> None:
+        nonlocal done
+        done += increment
+        update(done)
+
+    return add
+
+
+def unpruned_ms(device: Device, network: Network, folder: Path) -> float:
+    """Milliseconds of the unpruned network, measured once for `folder`: percentages must mean the same after resuming."""
+    path = folder / "unpruned.json"
+    if not path.exists():
+        measured = measure(device, [network.onnx(network.max_widths)])[0]
+        write_json(path, {"latency_ms": measured.latency_ms, "rounds_ms": measured.rounds_ms.tolist()})
+    return float(read_json(path)["latency_ms"])
