@@ -68,11 +68,21 @@ def require_same(found: Mapping[str, str], expected: Mapping[str, str], where: s
 
 
 @dataclass(frozen=True)
+class GpuState:
+    """What a GPU said of itself during a measurement; None where it says nothing."""
+
+    clock_mhz: float | None  # median
+    temperature_c: float | None  # highest
+    throttled: str  # every reason for lower clocks that was seen, or nothing
+
+
+@dataclass(frozen=True)
 class Conditions:
     """State of the machine around one measurement."""
 
     load: float  # one-minute load average
     steal: float  # share of CPU time taken by the hypervisor since `before`
+    gpu: GpuState | None = None
 
 
 def preemptions() -> int:
@@ -89,9 +99,9 @@ def cpu_times() -> tuple[float, float]:
     return (ticks[7] if len(ticks) > 7 else 0.0), sum(ticks[:8])
 
 
-def conditions_since(before: tuple[float, float]) -> Conditions:
-    """Conditions between an earlier `cpu_times()` and now."""
+def conditions_since(before: tuple[float, float], gpu: GpuState | None) -> Conditions:
+    """Conditions between an earlier `cpu_times()` and now, with what the GPU said meanwhile."""
     stolen, total = cpu_times()
     elapsed = total - before[1]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return Conditions(load, (stolen - before[0]) / elapsed if elapsed > 0 else 0.0)
+    return Conditions(load, (stolen - before[0]) / elapsed if elapsed > 0 else 0.0, gpu)

@@ -18,11 +18,12 @@ import numpy as np
 import onnx
 import pandas as pd
 
-from latency.devices import Device, LoadedModel
+from latency.devices.base import Device, Events, LoadedModel
 from latency.errors import MeasurementError
 from latency.fingerprint import Conditions, conditions_since, cpu_times
-from latency.kernels import KERNEL_FIELDS, PlacedKernel, find_kernels
+from latency.kernels import KERNEL_FIELDS, Kernel, PlacedKernel, find_kernels
 from latency.measurement import Measurement
+from latency.physics import Kernels
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ class Protocol:
     warmup_ms: float = 10.0
     profiled_runs: int = 8
     quantile: float = 0.25  # of the rounds' medians
-    max_spread: float = 0.04  # (median - low quantile) / low quantile of a stable measurement
     revisits: int = 3  # further halves for a model in doubt
 
 
 MANY_STRUCTURES = Protocol(rounds=4, profiled_runs=5)
 """Where a thousand structures are measured, each may be noisier."""
+
+MACS_A_VALUE = 16
+"""Multiply-adds that cost as much as moving one value, in what a runtime fused beyond our kernels. End-to-end times correct
+what this gets wrong."""
 
 
 def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Measurement]:
@@ -58,12 +62,14 @@ def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None =
         for model in models:
             loaded.append(device.load(model))
         kernels = [_profiled(one, model, protocol) for one, model in zip(loaded, models, strict=True)]
-        rounds = _timed(loaded, protocol)
+        rounds = _timed(loaded, protocol, device.max_spread)
     finally:
         for one in loaded:
             one.close()
-    conditions = conditions_since(before)
-    return [_verdict(frame, times, protocol, conditions) for frame, times in zip(kernels, rounds, strict=True)]
+    conditions = conditions_since(before, device.observed())
+    return [
+        _verdict(frame, times, protocol, device.max_spread, conditions) for frame, times in zip(kernels, rounds, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -83,20 +89,21 @@ class _Rounds:
     def low(self, protocol: Protocol) -> float:
         return float(np.quantile(self.usable(), protocol.quantile))
 
-    def stable(self, protocol: Protocol) -> bool:
-        """Judged on the lower half: a burst during some rounds does no harm as long as enough rounds agree."""
+    def stable(self, protocol: Protocol, max_spread: float) -> bool:
+        """Whether they agree to `max_spread` of the latency. Judged on the lower half: a burst during some rounds does no
+        harm as long as enough rounds agree."""
         enough = max(protocol.fewest_rounds, len(self.ms) // 2) + 1
         lower = np.sort(self.ms[self.quiet])[:enough]
-        return len(lower) == min(enough, len(self.ms)) and bool(lower[-1] <= (1 + protocol.max_spread) * self.low(protocol))
+        return len(lower) == min(enough, len(self.ms)) and bool(lower[-1] <= (1 + max_spread) * self.low(protocol))
 
 
-def _timed(loaded: Sequence[LoadedModel], protocol: Protocol) -> list[_Rounds]:
+def _timed(loaded: Sequence[LoadedModel], protocol: Protocol, max_spread: float) -> list[_Rounds]:
     """Rounds of every model, half of them after all other models had their first half; then again those still unstable."""
     rounds = [_visited(one, protocol) for one in loaded]
     rounds = [first.plus(_visited(one, protocol)) for first, one in zip(rounds, loaded, strict=True)]
     for _ in range(protocol.revisits):
         for index, one in enumerate(loaded):
-            if not rounds[index].stable(protocol):
+            if not rounds[index].stable(protocol, max_spread):
                 rounds[index] = rounds[index].plus(_visited(one, protocol))
     return rounds
 
@@ -113,10 +120,12 @@ def _visited(loaded: LoadedModel, protocol: Protocol) -> _Rounds:
     return _Rounds(np.array(ms), np.array([quiet.any() for _, quiet in timed]))
 
 
-def _verdict(kernels: pd.DataFrame, rounds: _Rounds, protocol: Protocol, conditions: Conditions) -> Measurement:
+def _verdict(
+    kernels: pd.DataFrame, rounds: _Rounds, protocol: Protocol, max_spread: float, conditions: Conditions
+) -> Measurement:
     latency_ms = rounds.low(protocol)
     scaled = kernels.assign(ms=kernels["ms"] * (latency_ms / kernels["ms"].sum()))
-    return Measurement(latency_ms, scaled, rounds.ms, rounds.stable(protocol), conditions)
+    return Measurement(latency_ms, scaled, rounds.ms, rounds.stable(protocol, max_spread), conditions)
 
 
 def _profiled(loaded: LoadedModel, model: bytes, protocol: Protocol) -> pd.DataFrame:
@@ -127,29 +136,40 @@ def _profiled(loaded: LoadedModel, model: bytes, protocol: Protocol) -> pd.DataF
     return frame.assign(ms=milliseconds)
 
 
-def _attributed(placed: Sequence[PlacedKernel], events: Sequence[tuple[str | None, float]]) -> np.ndarray:
+def _attributed(placed: Sequence[PlacedKernel], events: Events) -> np.ndarray:
     """Sum profiler events into kernels by name.
 
-    A nameless event converts the layout of what the next kernel reads. Between two kernels that know blocked layouts,
+    An event without names converts the layout of what the next kernel reads. Between two kernels that know blocked layouts,
     widths decide: the producer's own channels how it left it, its output's channels how it is wanted; so it belongs to the
-    producer. Otherwise it belongs to the one that does not know them. A name the model does not have comes from an
-    operation the runtime expanded (HardSwish, say): it belongs to the kernel just run.
+    producer. Otherwise it belongs to the one that does not know them. Names that the model does not have come from an
+    operation the runtime expanded (HardSwish, say): they belong to the kernel just run. What runs several kernels as one is
+    shared out among them by their work.
     """
     producer = {one.output: index for index, one in enumerate(placed)}
     owner = {name: index for index, one in enumerate(placed) for name in one.names}
     milliseconds = np.zeros(len(placed))
     waiting = 0.0
-    last: int | None = None
-    for name, ms in events:
-        if name is None:
+    last: list[int] = []
+    for names, ms in events:
+        if not names:
             waiting += ms
             continue
-        last = owner.get(name, last)
-        if last is not None:
-            milliseconds[last] += ms
-            milliseconds[producer.get(placed[last].input, last) if placed[last].blocked else last] += waiting
+        last = sorted({owner[name] for name in names if name in owner}) or last
+        if last:
+            milliseconds[last] += ms * _shares([placed[index].kernel for index in last])
+            first = last[0]
+            milliseconds[producer.get(placed[first].input, first) if placed[first].blocked else first] += waiting
             waiting = 0.0
-    if last is None:
+    if not last:
         raise MeasurementError("the device's profiler reported no kernel of this model.")
-    milliseconds[last] += waiting
+    milliseconds[last[-1]] += waiting
     return milliseconds
+
+
+def _shares(kernels: Sequence[Kernel]) -> np.ndarray:
+    """Share of each kernel in their work: values read and written, and multiply-adds at `MACS_A_VALUE` of them."""
+    if len(kernels) == 1:
+        return np.ones(1)
+    terms = Kernels.of(pd.DataFrame(kernels, columns=list(KERNEL_FIELDS))).terms()
+    work = terms[:, 1] / MACS_A_VALUE + terms[:, 3] + terms[:, 4]
+    return work / work.sum()

@@ -12,7 +12,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,9 @@ SCHEMA_VERSION = 2
 _KERNEL = pa.struct(
     [("type", pa.string()), *[(name, pa.int32()) for name in KERNEL_FIELDS if name != "type"], ("ms", pa.float64())]
 )
+_GPU_STATE = {"clock_mhz": pa.float32(), "temperature_c": pa.float32(), "throttled": pa.string()}
+"""Empty for devices that are no GPU, and absent from files written before there were any."""
+
 _SCHEMA = pa.schema(
     [
         ("network", pa.string()),
@@ -47,6 +50,7 @@ _SCHEMA = pa.schema(
         ("stable", pa.bool_()),
         ("load", pa.float32()),
         ("steal", pa.float32()),
+        *_GPU_STATE.items(),
         ("measured_at", pa.timestamp("s", tz="UTC")),
         ("kernels", pa.list_(_KERNEL)),
     ]
@@ -169,7 +173,8 @@ def find_table(device: str, root: str | os.PathLike[str], fingerprint: Fingerpri
     Raises:
         TableError: none, or several of which none is this machine's.
     """
-    tables = [LatencyTable.read(folder) for folder in sorted(Path(root).glob(f"{device}-*")) if any(folder.glob("*.parquet"))]
+    folders = [folder for folder in sorted(Path(root).glob(f"{device}-*")) if any(folder.glob("*.parquet"))]
+    tables = [table for table in map(LatencyTable.read, folders) if table.fingerprint.get("device") == device]
     for table in tables:
         if table.fingerprint == fingerprint:
             return table
@@ -207,10 +212,17 @@ def _read_part(file: Path) -> tuple[Fingerprint, pa.Table]:
     if version < SCHEMA_VERSION:
         raise TableError(f"'{file}' has the older schema version {version}; remove it and build the table again.")
     try:
-        rows = handle.read(_SCHEMA.names).replace_schema_metadata(None).cast(_SCHEMA)
+        rows = _with_gpu_state(handle.read().replace_schema_metadata(None)).select(_SCHEMA.names).cast(_SCHEMA)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise TableError(f"'{file}' cannot be read as a latency table ({error}); remove it and build again.") from error
     return json.loads(metadata[b"milliprune_fingerprint"]), rows
+
+
+def _with_gpu_state(rows: pa.Table) -> pa.Table:
+    for name, kind in _GPU_STATE.items():
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(len(rows), kind))
+    return rows
 
 
 def _without_repeats(rows: pa.Table) -> pa.Table:
@@ -230,6 +242,7 @@ def _record(network: Network, widths: Iterable[int], measured: Measurement) -> d
         "stable": measured.stable,
         "load": measured.conditions.load,
         "steal": measured.conditions.steal,
+        **(asdict(measured.conditions.gpu) if measured.conditions.gpu else {}),
         "measured_at": datetime.now(UTC),
         "kernels": measured.kernels.to_dict("records"),
     }

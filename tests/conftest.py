@@ -14,9 +14,8 @@ from hypothesis import settings
 from torch import nn
 
 import latency
+from latency.devices import Device, Events
 from latency.kernels import Kernel, find_kernels
-from latency.measurement import Measurement
-from latency.protocol import measure
 from pruning.data import Dataset, load_data
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tinynet
@@ -40,8 +39,8 @@ class LawfulModel:
         self.law = law
         self.total = link(sum(law(one.kernel) for one in self.placed))
 
-    def profile(self, runs: int) -> list[tuple[str | None, float]]:
-        return [(one.output, self.law(one.kernel)) for one in self.placed]
+    def profile(self, runs: int) -> Events:
+        return [((one.output,), self.law(one.kernel)) for one in self.placed]
 
     def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         return np.full(runs, self.total), np.full(runs, True)
@@ -50,7 +49,7 @@ class LawfulModel:
         pass
 
 
-class LawfulDevice:
+class LawfulDevice(Device):
     """Times models by `law`, then `link`: an oracle for everything that is fitted to measurements."""
 
     name = "lawful"
@@ -63,9 +62,6 @@ class LawfulDevice:
 
     def load(self, model: bytes) -> LawfulModel:
         return LawfulModel(model, self.law, self.link)
-
-    def measure(self, model: bytes) -> Measurement:
-        return measure(self, [model])[0]
 
 
 @pytest.fixture(scope="session")

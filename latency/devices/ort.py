@@ -1,72 +1,101 @@
-"""ONNX Runtime on the CPU of this machine."""
+"""ONNX Runtime, on the CPU of this machine or on an NVIDIA GPU."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latency.devices.base import Device, Events
+from latency.devices.clock import GPU_SPREAD, GpuClock, cpu_times_ms, mean_of_quiet
+from latency.devices.cuda import Card, require_gpu
+from latency.devices.nvml import GpuMonitor
 from latency.errors import DeviceUnavailable, MeasurementError
-from latency.fingerprint import Fingerprint, preemptions, processor
-from latency.measurement import Measurement
-from latency.protocol import measure
+from latency.fingerprint import Fingerprint, GpuState, processor
+from latency.precision import lowered, require_precision
 
 try:
     import onnxruntime
 except ImportError as error:
-    raise DeviceUnavailable("device 'ort' needs ONNX Runtime; install it with: pip install onnxruntime") from error
+    raise DeviceUnavailable(
+        "devices 'ort' and 'ort-cuda' need ONNX Runtime; install it with: pip install onnxruntime"
+    ) from error
 
-PATIENCE = 4
-PROVIDER = "CPUExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-class OrtDevice:
-    """ONNX Runtime, CPU execution provider, all graph optimisations, fp32."""
+class OrtDevice(Device):
+    """ONNX Runtime with all graph optimisations: "ort" on the CPU, "ort-cuda" on the first GPU as a CUDA graph.
 
-    name = "ort"
+    On a GPU the profiler sees when the host has launched a kernel, not when it ends; launches are therefore made to wait
+    (CUDA_LAUNCH_BLOCKING), which a graph, launched as one, does not notice. Open the device before CUDA is used otherwise.
+    """
 
-    def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
-        if precision != "fp32":
-            raise DeviceUnavailable(f"precision '{precision}' given; device 'ort' measures fp32.")
-        self.threads = threads
+    def __init__(self, name: str = "ort", threads: int = 1, precision: str = "fp32", lut: Path | None = None) -> None:
+        self.name, self.threads, self.precision = name, threads, precision
+        self.on_gpu = name == "ort-cuda"
+        require_precision(precision, ("fp32", "tf32", "fp16") if self.on_gpu else ("fp32",), name)
+        if self.on_gpu:
+            os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
+            require_gpu(name)
+            _require_provider(name)
+            self.card = Card.first()
+            self.monitor = GpuMonitor(self.card.pci_bus_id)
+            self.max_spread = GPU_SPREAD
 
     def fingerprint(self) -> Fingerprint:
         return {
             "device": self.name,
-            "processor": processor(),
+            **(self.card.fingerprint() if self.on_gpu else {"processor": processor()}),
             "system": f"{platform.system()} {platform.machine()}",
             "runtime": f"onnxruntime {onnxruntime.__version__}",
             "threads": str(self.threads),
-            "precision": "fp32",
+            "precision": self.precision,
         }
 
     def load(self, model: bytes) -> OrtModel:
-        return OrtModel(model, self.threads)
+        return OrtModel(lowered(model, self.precision), self)
 
-    def measure(self, model: bytes) -> Measurement:
-        return measure(self, [model])[0]
+    def observed(self) -> GpuState | None:
+        return self.monitor.observed() if self.on_gpu else None
+
+
+def _require_provider(name: str) -> None:
+    if CUDA not in onnxruntime.get_available_providers():
+        raise DeviceUnavailable(
+            f"device '{name}' needs an ONNX Runtime with {CUDA}; replace the one installed: pip uninstall onnxruntime, then "
+            "pip install onnxruntime-gpu"
+        )
 
 
 class OrtModel:
-    """A session with bound input and output. It profiles until `profile` has been read, and never after."""
+    """A session with bound input and output: one that profiles until `profile` has been read; on a GPU another one then."""
 
-    def __init__(self, model: bytes, threads: int) -> None:
+    def __init__(self, model: bytes, device: OrtDevice) -> None:
+        self._model, self._device = model, device
         self._folder = tempfile.TemporaryDirectory(prefix="milliprune-")
+        if device.on_gpu:
+            self._clock = GpuClock(self._elapsed_ms, device.monitor)
+        self._open(profiling=True)
+
+    def _open(self, profiling: bool) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self._device.threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
-        options.enable_profiling = True
+        options.enable_profiling = profiling
         options.profile_file_prefix = str(Path(self._folder.name) / "profile")
+        cuda = {"enable_cuda_graph": str(int(not profiling)), "use_tf32": str(int(self._device.precision == "tf32"))}
+        providers = [(CUDA, cuda)] if self._device.on_gpu else [CPU]
         try:
-            self._session: Any = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
+            self._session: Any = onnxruntime.InferenceSession(self._model, options, providers=providers)
             self._binding = self._bound()
         except Exception as error:  # onnxruntime's exceptions share no public base class
             self._folder.cleanup()
@@ -77,13 +106,17 @@ class OrtModel:
         rng = np.random.default_rng(0)
         for value in self._session.get_inputs():
             image = rng.standard_normal(_static_shape(value), dtype=np.float32)
-            binding.bind_ortvalue_input(value.name, onnxruntime.OrtValue.ortvalue_from_numpy(image))
+            binding.bind_ortvalue_input(value.name, self._resident(image, value))
         for value in self._session.get_outputs():
             scores = np.zeros(_static_shape(value), dtype=np.float32)
-            binding.bind_ortvalue_output(value.name, onnxruntime.OrtValue.ortvalue_from_numpy(scores))
+            binding.bind_ortvalue_output(value.name, self._resident(scores, value))
         return binding
 
-    def profile(self, runs: int) -> list[tuple[str | None, float]]:
+    def _resident(self, array: np.ndarray, value: Any) -> Any:
+        kind = np.float16 if value.type == "tensor(float16)" else np.float32
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array.astype(kind), "cuda" if self._device.on_gpu else "cpu", 0)
+
+    def profile(self, runs: int) -> Events:
         for _ in range(runs + 2):
             self._session.run_with_iobinding(self._binding)
         events = json.loads(Path(self._session.end_profiling()).read_text())
@@ -93,42 +126,34 @@ class OrtModel:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 durations.setdefault(event["name"], []).append(event["dur"] / 1000)
                 operations[event["name"]] = event["args"]["op_name"]
-        return [(_name(event, operations[event]), float(np.mean(_quiet(ms[2:])))) for event, ms in durations.items()]
+        if self._device.on_gpu:
+            self._open(profiling=False)
+        return [(_names(event, operations[event]), mean_of_quiet(ms[2:])) for event, ms in durations.items()]
 
     def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """A run during which another process took the core is repeated, up to `PATIENCE` times, after a pause: who has
-        slept is left alone for a while."""
-        quiet: list[float] = []
-        disturbed: list[float] = []
-        while len(quiet) < runs and len(quiet) + len(disturbed) < PATIENCE * runs:
-            preempted, begun = preemptions(), time.perf_counter()
-            self._session.run_with_iobinding(self._binding)
-            elapsed = time.perf_counter() - begun
-            if preemptions() == preempted:
-                quiet.append(elapsed * 1000)
-            else:
-                disturbed.append(elapsed * 1000)
-                time.sleep(elapsed)
-        times = np.array((quiet + sorted(disturbed))[:runs])
-        return times, np.arange(runs) < len(quiet)
+        if self._device.on_gpu:
+            return self._clock.times_ms(runs)
+        return cpu_times_ms(self._run, runs)
+
+    def _run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def _elapsed_ms(self, replays: int) -> float:
+        """By the host's clock: a run ends when the GPU has finished."""
+        return float(np.mean(cpu_times_ms(self._run, replays)[0]))
 
     def close(self) -> None:
         self._session = self._binding = None
         self._folder.cleanup()
 
 
-def _quiet(durations: list[float]) -> np.ndarray:
-    """The faster half: the profiler counts whole microseconds, so a mean of quiet runs says more than a median."""
-    return np.sort(durations)[: (len(durations) + 1) // 2]
-
-
-def _name(event: str, operation: str) -> str | None:
-    """The graph's own name behind a profiler event; None for layout conversions, which ONNX Runtime adds itself."""
+def _names(event: str, operation: str) -> tuple[str, ...]:
+    """The graph's own name behind a profiler event; none for layout conversions, which ONNX Runtime adds itself."""
     if operation.startswith("Reorder"):
-        return None
+        return ()
     name = event.removesuffix("_kernel_time").removeprefix("fused ")
     name = re.sub(r"/\w+Fusion/$", "", name)
-    return re.sub(r"_nchwc(_token_\d+)?$", "", name)
+    return (re.sub(r"_nchwc(_token_\d+)?$", "", name),)
 
 
 def _static_shape(value: Any) -> list[int]:

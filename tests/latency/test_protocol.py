@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from latency.devices import Device
 from latency.errors import MeasurementError
+from latency.fingerprint import GpuState
 from latency.protocol import Protocol, measure
 
 
@@ -26,10 +28,15 @@ class Scripted:
         self.closed = True
 
 
-class ScriptedDevice:
+class ScriptedDevice(Device):
+    name = "scripted"
+
     def __init__(self, lawful, script: list[float]) -> None:
         self.lawful, self.script = lawful, script
         self.loaded: list[Scripted] = []
+
+    def fingerprint(self) -> dict[str, str]:
+        return self.lawful.fingerprint()
 
     def load(self, model: bytes) -> Scripted:
         self.loaded.append(Scripted(self.lawful.load(model), self.script))
@@ -93,13 +100,13 @@ def test_layout_conversions_belong_to_the_kernel_whose_output_they_convert(lawfu
             (first, *others) = self.inner.profile(runs)
             (second, *rest) = others
             total = sum(ms for _, ms in self.inner.profile(runs))
-            return [first, (None, total), second, ("unheard_of", total), *rest]
+            return [first, ((), total), second, (("unheard_of",), total), *rest]
 
-    class Device(ScriptedDevice):
+    class Converted(ScriptedDevice):
         def load(self, model: bytes) -> Scripted:
             return Converting(self.lawful.load(model), self.script)
 
-    kernels = measure(Device(lawful, [1.0]), [model])[0].kernels
+    kernels = measure(Converted(lawful, [1.0]), [model])[0].kernels
     assert kernels["ms"][0] > 0.3 * kernels["ms"].sum()  # converted: what the second kernel reads of the first
     assert kernels["ms"][1] > 0.3 * kernels["ms"].sum()  # expanded: what ran after the second
 
@@ -109,9 +116,49 @@ def test_a_profile_without_our_kernels_is_an_error(lawful, tiny_network) -> None
         def profile(self, runs: int):
             return []
 
-    class Device(ScriptedDevice):
+    class Unheard(ScriptedDevice):
         def load(self, model: bytes) -> Scripted:
             return Silent(self.lawful.load(model), self.script)
 
     with pytest.raises(MeasurementError, match="no kernel"):
-        measure(Device(lawful, [1.0]), [tiny_network.onnx(tiny_network.max_widths)])
+        measure(Unheard(lawful, [1.0]), [tiny_network.onnx(tiny_network.max_widths)])
+
+
+def test_what_a_runtime_fused_beyond_our_kernels_is_shared_out_by_their_work(lawful, tiny_network) -> None:
+    model = tiny_network.onnx(tiny_network.max_widths)
+
+    class Fused(Scripted):
+        def profile(self, runs: int):
+            (first, second, third, *rest) = self.inner.profile(runs)
+            return [(first[0] + second[0] + third[0], first[1] + second[1] + third[1]), *rest]
+
+    class Fusing(ScriptedDevice):
+        def load(self, model: bytes) -> Scripted:
+            return Fused(self.lawful.load(model), self.script)
+
+    fused = measure(Fusing(lawful, [1.0]), [model])[0].kernels["ms"]
+    apart = measure(lawful, [model])[0].kernels["ms"]
+    assert (fused > 0).all()
+    np.testing.assert_allclose(fused[:3].sum(), apart[:3].sum())
+    np.testing.assert_allclose(fused[3:], apart[3:])
+    assert fused[:3].argmax() == apart[:3].argmax()
+
+
+def test_what_the_gpu_said_is_part_of_the_conditions(lawful, tiny_network) -> None:
+    class Hot(ScriptedDevice):
+        def observed(self) -> GpuState:
+            return GpuState(clock_mhz=1410.0, temperature_c=81.0, throttled="SwThermalSlowdown")
+
+    model = tiny_network.onnx(tiny_network.max_widths)
+    assert measure(Hot(lawful, [1.0]), [model])[0].conditions.gpu == Hot(lawful, [1.0]).observed()
+    assert lawful.measure(model).conditions.gpu is None
+
+
+def test_how_close_rounds_must_agree_is_the_devices_own(lawful, tiny_network) -> None:
+    class Exact(ScriptedDevice):
+        max_spread = 0.005
+
+    model = tiny_network.onnx(tiny_network.max_widths)
+    script = [1.0, 1.01, 1.02, 1.03]
+    assert measure(ScriptedDevice(lawful, script), [model])[0].stable
+    assert not measure(Exact(lawful, script), [model])[0].stable

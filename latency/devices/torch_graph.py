@@ -1,0 +1,199 @@
+"""An ONNX model as a torch module: the same operations in the same order, one graph node for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
+from torch import Tensor, fx, nn
+
+from latency.errors import MeasurementError
+
+Ints = Sequence[int]
+
+
+def torch_module(model: onnx.ModelProto) -> tuple[fx.GraphModule, dict[str, str]]:
+    """`model` as a module in eval mode, and the name of each of its graph's nodes → the ONNX value that it computes.
+
+    Raises:
+        MeasurementError: an operation that has no counterpart here.
+    """
+    root, graph, names = nn.Module(), fx.Graph(), dict[str, str]()
+    known: dict[str, Any] = {}
+    for number, tensor in enumerate(model.graph.initializer):
+        known[tensor.name] = _initializer(root, graph, f"weight_{number}", tensor)
+    for value in model.graph.input:
+        if value.name not in known:
+            known[value.name] = graph.placeholder(f"input_{len(names)}")
+    for node in model.graph.node:
+        inputs = tuple(known[name] if name else None for name in node.input)
+        computed = graph.call_function(_operation(node), inputs, _attributes(node))
+        known[node.output[0]] = computed
+        names[computed.name] = node.output[0]
+    graph.output(tuple(known[value.name] for value in model.graph.output))
+    return fx.GraphModule(root, graph).eval(), names
+
+
+def _initializer(root: nn.Module, graph: fx.Graph, name: str, tensor: onnx.TensorProto) -> Any:
+    """A buffer; whole numbers and scalars are settings of operations (shapes, axes, bounds) and stand in the graph."""
+    array = numpy_helper.to_array(tensor)
+    if array.dtype.kind in "iu" and array.ndim <= 1:
+        return array.tolist()
+    if array.ndim == 0:
+        return array.item()
+    root.register_buffer(name, torch.from_numpy(array.copy()))
+    return graph.get_attr(name)
+
+
+def _operation(node: onnx.NodeProto) -> Callable[..., Any]:
+    if node.op_type not in OPERATIONS:
+        raise MeasurementError(f"operation '{node.op_type}' (node '{node.name}') has no PyTorch counterpart in device 'torch'.")
+    return OPERATIONS[node.op_type]
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    values = {name: numpy_helper.to_array(v) if isinstance(v, onnx.TensorProto) else v for name, v in values.items()}
+    return {name: v.decode() if isinstance(v, bytes) else v for name, v in values.items()}
+
+
+# One function for each operation: its inputs in ONNX's order, its attributes under ONNX's names. Attributes that only
+# repeat what shapes say, or that the traced networks never set, are taken by `_`.
+
+
+def _conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, strides: Ints | None = None, pads: Ints | None = None,
+    dilations: Ints | None = None, group: int = 1, **_: Any,
+) -> Tensor:  # fmt: skip
+    rank = weight.dim() - 2
+    x, padding = _padded(x, pads, rank)
+    convolution: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+    return convolution(x, weight, bias, strides or [1] * rank, padding, dilations or [1] * rank, group)
+
+
+def _padded(x: Tensor, pads: Ints | None, rank: int, value: float = 0.0) -> tuple[Tensor, Ints]:
+    """The padding that torch's operation applies itself, after what is not symmetric has been added here."""
+    pads = pads or [0] * (2 * rank)
+    before, after = list(pads[:rank]), list(pads[rank:])
+    if before == after:
+        return x, before
+    flat = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
+    return F.pad(x, flat, value=value), [0] * rank
+
+
+def _maxpool(
+    x: Tensor, *, kernel_shape: Ints, strides: Ints | None = None, pads: Ints | None = None, dilations: Ints | None = None,
+    ceil_mode: int = 0, **_: Any,
+) -> Tensor:  # fmt: skip
+    rank = len(kernel_shape)
+    x, padding = _padded(x, pads, rank, float("-inf"))
+    pool: Callable[..., Tensor] = (F.max_pool1d, F.max_pool2d)[rank - 1]
+    return pool(x, kernel_shape, strides or [1] * rank, padding, dilations or [1] * rank, bool(ceil_mode))
+
+
+def _averagepool(
+    x: Tensor, *, kernel_shape: Ints, strides: Ints | None = None, pads: Ints | None = None, ceil_mode: int = 0,
+    count_include_pad: int = 0, **_: Any,
+) -> Tensor:  # fmt: skip
+    rank = len(kernel_shape)
+    pool: Callable[..., Tensor] = (F.avg_pool1d, F.avg_pool2d)[rank - 1]
+    padding = list((pads or [0] * rank)[:rank])
+    return pool(x, kernel_shape, strides or [1] * rank, padding, bool(ceil_mode), bool(count_include_pad))
+
+
+def _gemm(
+    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
+) -> Tensor:
+    a = a.mT if transA else a
+    if alpha == beta == 1.0:
+        return F.linear(a, b if transB else b.mT, c)
+    product = alpha * (a @ (b.mT if transB else b))
+    return product if c is None else product + beta * c
+
+
+def _batchnorm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, epsilon: float = 1e-5, **_: Any) -> Tensor:
+    return F.batch_norm(x, mean, var, scale, bias, eps=epsilon)
+
+
+def _clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    return torch.clamp(x, low, high)
+
+
+def _hardsigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
+    if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
+        return F.hardsigmoid(x)
+    return torch.clamp(alpha * x + beta, 0, 1)
+
+
+def _mean(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, **_: Any) -> Tensor:
+    return x.mean(list(axes or range(x.dim())), keepdim=bool(keepdims))
+
+
+def _globalpool(x: Tensor) -> Tensor:
+    return x.mean(list(range(2, x.dim())), keepdim=True)
+
+
+def _reshape(x: Tensor, shape: Ints, *, allowzero: int = 0) -> Tensor:
+    return x.reshape([x.shape[axis] if size == 0 and not allowzero else size for axis, size in enumerate(shape)])
+
+
+def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
+    return x.reshape(x.shape[:axis].numel(), -1)
+
+
+def _concat(*parts: Tensor, axis: int) -> Tensor:
+    return torch.cat(parts, axis)
+
+
+def _gather(x: Tensor, indices: Any, *, axis: int = 0) -> Tensor:
+    if isinstance(indices, int):
+        return x.select(axis, indices)
+    index = torch.as_tensor(indices, device=x.device)
+    return x.index_select(axis, index.flatten()).unflatten(axis, index.shape)
+
+
+def _gathernd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    if batch_dims:
+        raise MeasurementError("operation 'GatherND' with batch dimensions has no PyTorch counterpart in device 'torch'.")
+    return x[tuple(indices.unbind(-1))]
+
+
+def _transpose(x: Tensor, *, perm: Ints) -> Tensor:
+    return x.permute(list(perm))
+
+
+def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return x.softmax(axis)
+
+
+def _leakyrelu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
+    return F.leaky_relu(x, alpha)
+
+
+def _elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return F.elu(x, alpha)
+
+
+def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    return F.gelu(x, approximate=approximate)
+
+
+def _same(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "Conv": _conv, "Gemm": _gemm, "MatMul": torch.matmul, "BatchNormalization": _batchnorm,
+    "MaxPool": _maxpool, "AveragePool": _averagepool, "GlobalAveragePool": _globalpool, "ReduceMean": _mean,
+    "Relu": F.relu, "Clip": _clip, "LeakyRelu": _leakyrelu, "Elu": _elu, "Gelu": _gelu, "PRelu": F.prelu,
+    "Sigmoid": torch.sigmoid, "HardSigmoid": _hardsigmoid, "HardSwish": F.hardswish, "Tanh": torch.tanh,
+    "Softplus": F.softplus, "Softmax": _softmax, "Erf": torch.erf, "Sqrt": torch.sqrt, "Abs": torch.abs, "Neg": torch.neg,
+    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Where": torch.where,
+    "Concat": _concat, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose,
+    "Gather": _gather, "GatherND": _gathernd, "Identity": _same, "Dropout": _same,
+}  # fmt: skip
+"""What the ONNX files of traced convolutional networks consist of."""

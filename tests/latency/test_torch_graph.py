@@ -1,0 +1,79 @@
+"""Torch modules from ONNX models compute what ONNX Runtime computes."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import helper
+
+import latency
+from latency.devices.torch_graph import torch_module
+from pruning.networks import load
+
+FLOAT = onnx.TensorProto.FLOAT
+NAMES = "mobilenet_v2 mobilenet_v3_large efficientnet_b0 resnet18 densenet121 googlenet regnet_y_400mf alexnet".split()
+
+
+def agree(model: bytes, shape: tuple[int, ...]) -> dict[str, str]:
+    image = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    expected = onnxruntime.InferenceSession(model).run(None, {"images": image})[0]
+    module, names = torch_module(onnx.load_from_string(model))
+    with torch.no_grad():
+        (computed,) = module(torch.from_numpy(image))
+    np.testing.assert_allclose(computed.numpy(), expected, atol=1e-5 * float(np.abs(expected).max()))
+    return names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_compute_the_same(name: str, awake, rng, random_widths) -> None:
+    net = latency.trace(awake(load(name, num_classes=10), (1, 3, 64, 64)), (1, 3, 64, 64), align=8)
+    (widths,) = random_widths(net, rng, 1)
+    model = net.onnx(widths)
+    names = agree(model, (1, 3, 64, 64))
+    assert list(names.values()) == [node.output[0] for node in onnx.load_from_string(model).graph.node]
+
+
+def operation(kind: str, shape: tuple[int, ...], extra: dict[str, np.ndarray] | None = None, **attributes: object) -> bytes:
+    """A model of one operation on `images` and `extra` inputs."""
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in (extra or {}).items()]
+    node = helper.make_node(kind, ["images", *(extra or {})], ["scores"], **attributes)
+    images, scores = (helper.make_tensor_value_info(*value) for value in (("images", FLOAT, shape), ("scores", FLOAT, None)))
+    graph = helper.make_graph([node], "one", [images], [scores], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString()
+
+
+F = np.float32
+RNG = np.random.default_rng(1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        operation("Conv", (1, 4, 9, 9), {"w": RNG.random((6, 2, 3, 3), F)}, group=2, pads=[0, 1, 2, 1], strides=[2, 2]),
+        operation("Conv", (1, 4, 9, 9), {"w": RNG.random((6, 4, 3, 3), F)}, dilations=[2, 2]),
+        operation("MaxPool", (1, 4, 9, 9), kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1]),
+        operation("MaxPool", (1, 4, 8, 8), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+        operation("AveragePool", (1, 4, 9, 9), kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        operation("AveragePool", (1, 4, 9, 9), kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
+        operation("HardSigmoid", (1, 4, 9, 9), alpha=0.2, beta=0.4),
+        operation("Gemm", (3, 4), {"b": RNG.random((4, 5), F), "c": RNG.random(5, F)}, alpha=0.5),
+        operation("Gather", (3, 4), {"i": np.array([2, 0, 1])}, axis=1),
+        operation("ReduceMean", (2, 4, 5, 5), {"axes": np.array([2, 3])}, keepdims=0),
+        operation("Reshape", (2, 4, 5, 5), {"shape": np.array([0, -1])}),
+        operation("Transpose", (2, 4, 5), perm=[1, 2, 0]),
+        operation("Flatten", (2, 4, 5), axis=2),
+        operation("Gelu", (2, 4)),
+        operation("LeakyRelu", (2, 4), alpha=0.3),
+        operation("Softmax", (2, 4), axis=0),
+    ],
+    ids=lambda model: onnx.load_from_string(model).graph.node[0].op_type,
+)
+def test_operations_with_their_attributes(model: bytes) -> None:
+    shape = onnx.load_from_string(model).graph.input[0].type.tensor_type.shape
+    agree(model, tuple(dim.dim_value for dim in shape.dim))
+
+
+def test_an_unknown_operation_is_named() -> None:
+    with pytest.raises(latency.MeasurementError, match=r"'Det'.*no PyTorch counterpart"):
+        torch_module(onnx.load_from_string(operation("Det", (3, 3))))
