@@ -10,6 +10,7 @@ import numpy as np
 
 from latency.coverage import quick_plan
 from latency.devices import Device
+from latency.errors import MeasurementError
 from latency.network import Network
 from latency.predictor import OWN_STRUCTURES, LatencyPredictor
 from latency.protocol import Protocol, measure
@@ -44,10 +45,13 @@ def build_table(
     Args:
         progress: called with the number of structures finished since the last call.
 
+    Structures that the device refuses (an engine that cannot be built, say) are recorded beside the table and left out,
+    now and when the build is resumed.
+
     Raises:
-        MeasurementError: the device refused a structure; everything measured so far is in the table.
+        MeasurementError: the device refused every structure.
     """
-    missing = [widths for widths in plan if (network.signature, tuple(map(int, widths))) not in table.keys]
+    missing = missing_structures(network, plan, table)
     progress(len(plan) - len(missing))
     for start in range(0, len(missing), BLOCK):
         block = missing[start : start + BLOCK]
@@ -55,6 +59,26 @@ def build_table(
         progress(len(block))
     table.compact()
     return table
+
+
+def missing_structures(network: Network, plan: np.ndarray, table: LatencyTable) -> list[np.ndarray]:
+    """The structures of `plan` (int64[P, L]) that have neither been measured nor refused."""
+    known = table.keys | table.refused
+    return [widths for widths in plan if (network.signature, tuple(map(int, widths))) not in known]
+
+
+def expected_s(device: Device, network: Network, structures: Sequence[np.ndarray], protocol: Protocol | None = None) -> float:
+    """Roughly the seconds that measuring `structures` takes: loading the last of them is timed, after the first one's, which
+    also pays for what happens once a session.
+
+    Raises:
+        MeasurementError: the device refuses one of the two.
+    """
+    begun = 0.0
+    for widths in (structures[0], structures[-1]):
+        begun = time.monotonic()
+        device.load(network.onnx(widths)).close()
+    return len(structures) * (time.monotonic() - begun + (protocol or Protocol()).timed_ms / 1000)
 
 
 def build_adaptively(
@@ -84,8 +108,9 @@ def build_adaptively(
         doubtful = dict.fromkeys(_most_doubtful(network, table, predictor, rng) for _ in range(BLOCK // 2))
         block = [np.array(widths) for widths in drawn | doubtful]
         table = _measured(device, network, block, table)
-        measured = table.structures["latency_ms"].to_numpy()[-len(block) :][: len(drawn)]
-        errors.append(float(np.abs(predictor.predict_widths(network, list(drawn)) / measured - 1).mean()))
+        if measured := {widths: ms for widths, ms in table.latencies(network).items() if widths in drawn}:
+            predicted = predictor.predict_widths(network, list(measured))
+            errors.append(float(np.abs(predicted / np.array(list(measured.values())) - 1).mean()))
         progress(len(block))
     table.compact()
     return table, errors
@@ -120,5 +145,16 @@ def _most_doubtful(
 def _measured(
     device: Device, network: Network, block: Sequence[np.ndarray], table: LatencyTable, protocol: Protocol | None = None
 ) -> LatencyTable:
-    measurements = measure(device, [network.onnx(widths) for widths in block], protocol)
-    return table.append(network, block, measurements)
+    """The table with a block of structures; those that the device refuses are found one by one, recorded and left out."""
+    try:
+        return table.append(network, block, measure(device, [network.onnx(widths) for widths in block], protocol))
+    except MeasurementError as error:
+        if len(block) == 1:
+            table.refuse(network, block[0], str(error))
+            return table
+        reason = error
+    for widths in block:
+        table = _measured(device, network, [widths], table, protocol)
+    if table.count(network) == 0:
+        raise reason
+    return table

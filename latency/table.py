@@ -57,6 +57,9 @@ _SCHEMA = pa.schema(
 )
 StructureKey = tuple[str, tuple[int, ...]]
 
+REFUSED = "refused.jsonl"
+"""Structures that the device would not take, one a line, with the reason. Remove it to have them tried again."""
+
 
 @dataclass
 class LatencyTable:
@@ -125,6 +128,37 @@ class LatencyTable:
     def count(self, network: Network) -> int:
         """How many structures of `network` have been measured."""
         return sum(signature == network.signature for signature, _ in self.keys)
+
+    def latencies(self, network: Network) -> dict[tuple[int, ...], float]:
+        """Widths → milliseconds of every structure of `network`, in the order of measurement."""
+        own = self.structures[self.structures["signature"] == network.signature]
+        return {tuple(widths.tolist()): ms for widths, ms in zip(own["widths"], own["latency_ms"], strict=True)}
+
+    @property
+    def refused(self) -> frozenset[StructureKey]:
+        """(signature, widths) of every structure that the device would not take, from `REFUSED` beside the table.
+
+        Raises:
+            TableError: a line of it is not what `refuse` writes.
+        """
+        file = self.path / REFUSED
+        if not file.exists():
+            return frozenset()
+        try:
+            records = [json.loads(line) for line in file.read_text().splitlines()]
+            return frozenset((one["signature"], tuple(one["widths"])) for one in records)
+        except (ValueError, KeyError, TypeError) as error:
+            raise TableError(f"'{file}' cannot be read ({error}); remove it, and what it lists is tried again.") from error
+
+    def refuse(self, network: Network, widths: Iterable[int], reason: str) -> None:
+        """Record that the device would not take a structure, and why."""
+        file = self.path / REFUSED
+        record = {
+            "network": network.name, "signature": network.signature, "widths": [int(width) for width in widths],
+            "reason": reason, "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        lines = file.read_bytes() if file.exists() else b""
+        write_beside(file, lines + json.dumps(record).encode() + b"\n")
 
     def append(self, network: Network, widths: Sequence[Iterable[int]], measurements: Sequence[Measurement]) -> LatencyTable:
         """Write measured structures of `network` as a new part; returns the longer table.

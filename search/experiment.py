@@ -39,7 +39,7 @@ class Experiment:
     @classmethod
     def of(cls, name: str, device_name: str, data: Dataset, lut: Path, runs: Path) -> Experiment:
         """Trace the network; a quick table is measured first where there is none."""
-        device, reporter = open_device(device_name), Reporter()
+        device, reporter = open_device(device_name, lut=lut), Reporter()
         shape = (1, 3, data.size, data.size)
         network = trace(load(name, data.classes), shape, align=alignment_of(device, lut), name=name)
         table = quick_table(device, network, lut, reporter)

@@ -117,7 +117,7 @@ def _report(context: _Context, result: dict[str, Any]) -> None:
 
 
 def _context(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> _Context:
-    device = open_device(config.device, threads=config.threads, precision=config.precision)
+    device = open_device(config.device, threads=config.threads, precision=config.precision, lut=lut)
     data = load_data(config.data, config.image_size).to(compute_device())
     module = load(config.network, data.classes)
     kept = load_weights(module, config.network, config.weights) if config.weights else ()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from latency.devices import DEVICES
 from latency.errors import reported_by_command
 from search.config import RunConfig
 from search.progress import Reporter
@@ -25,7 +26,7 @@ def main(
     network: Annotated[str, Option(help="mobilenet_v1, a torchvision model, or package.module:function.")] = DEFAULTS.network,
     data: Annotated[str, Option(help="digits, cifar10, or a folder of images or *train.npz and *test.npz.")] = DEFAULTS.data,
     image_size: Annotated[int | None, Option(help="Side of the images in pixels (default 32; image folders 224).")] = None,
-    device: Annotated[str, Option(help="Where the network must be fast: ort or trt.")] = DEFAULTS.device,
+    device: Annotated[str, Option(help=f"Where it must be fast: {', '.join(DEVICES)}.")] = DEFAULTS.device,
     threads: Annotated[int, Option(help="CPU threads that the device computes with.")] = DEFAULTS.threads,
     precision: Annotated[str, Option(help="fp32, or what else the device offers.")] = DEFAULTS.precision,
     batch: Annotated[int, Option(min=1, help="Images in one batch of the deployed network.")] = DEFAULTS.batch,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from tqdm import tqdm
 
+from latency.devices import DEVICES
 from latency.errors import MillipruneError, reported_by_command
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ Option = typer.Option
 
 
 def main(
-    device: Annotated[str, Option(help="ort or trt.")] = "ort",
+    device: Annotated[str, Option(help=f"One of {', '.join(DEVICES)}.")] = "ort",
     network: Annotated[list[str] | None, Option(help="May be given several times (default: mobilenet_v1).")] = None,
     input_size: Annotated[int, Option(min=8, help="Side of the images in pixels.")] = 224,
     batch: Annotated[int, Option(min=1, help="Images in a batch.")] = 1,
@@ -47,10 +48,10 @@ def main(
             raise MillipruneError(f"--minutes {minutes} given with --coverage {coverage}; it needs --coverage adaptive.")
         from latency import open_device, trace
         from latency.alignment import alignment_of
-        from latency.table import LatencyTable
+        from latency.table import REFUSED, LatencyTable
         from pruning.networks import load
 
-        opened = open_device(device, threads=threads, precision=precision)
+        opened = open_device(device, threads=threads, precision=precision, lut=out)
         modules = {name: load(name, num_classes) for name in network or ["mobilenet_v1"]}
         multiple = align or alignment_of(opened, out)
         for name, module in modules.items():
@@ -62,11 +63,12 @@ def main(
             print(
                 f"{name}: {len(table) - before} structures measured in {time.monotonic() - begun:.1f} s; "
                 f"{table.path} now holds {len(table)}, {table.structures['stable'].mean():.1%} of them stable"
+                + (f"; {len(table.refused)} refused, see {table.path / REFUSED}" if table.refused else "")
             )
 
 
 def _built(device: Device, network: Network, table: LatencyTable, coverage: str, minutes: float | None) -> LatencyTable:
-    from latency.build import build_adaptively, build_table
+    from latency.build import build_adaptively, build_table, expected_s, missing_structures
     from latency.coverage import full_plan, quick_plan
     from latency.protocol import MANY_STRUCTURES
 
@@ -77,6 +79,10 @@ def _built(device: Device, network: Network, table: LatencyTable, coverage: str,
         print(f"mean error on structures before they were measured: {', '.join(f'{error:.1%}' for error in errors)}")
         return table
     plan, protocol = (full_plan(network), MANY_STRUCTURES) if coverage == "full" else (quick_plan(network), None)
+    missing = missing_structures(network, plan, table)
+    if missing:
+        seconds = expected_s(device, network, missing, protocol)
+        print(f"{len(missing)} of {len(plan)} structures to measure, roughly {seconds:.0f} s; it may be interrupted")
     with tqdm(total=len(plan), desc=title, unit="structure", dynamic_ncols=True) as meter:
         return build_table(device, network, plan, table, protocol=protocol, progress=meter.update)
 

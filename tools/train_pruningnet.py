@@ -47,7 +47,7 @@ def main(
         first = Workers.joined().rank == 0
         images = load_data(data, image_size).to(compute_device())
         shape = (batch, 3, images.size, images.size)
-        align = align or alignment_of(open_device(device), lut)
+        align = align or alignment_of(open_device(device, lut=lut), lut)
         traced = trace(load(network, images.classes), shape, align=align, name=network)
         steps, supernet = Recipe(epochs, train_batch), SUPERNETS[recipe]
         pruningnet = new_pruningnet(traced, supernet, seed).to(compute_device())

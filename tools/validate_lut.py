@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from latency.devices import DEVICES
 from latency.errors import reported_by_command
 
 Option = typer.Option
 
 
 def main(
-    device: Annotated[str, Option(help="ort or trt.")] = "ort",
+    device: Annotated[str, Option(help=f"One of {', '.join(DEVICES)}.")] = "ort",
     network: Annotated[str, Option(help="Network whose structures are measured.")] = "mobilenet_v1",
     samples: Annotated[int, Option(min=2, help="Random structures.")] = 50,
     pairs: Annotated[int, Option(min=2, help="Pairs of structures that differ in one gene.")] = 20,
@@ -39,7 +40,7 @@ def main(
         from latency.validation import differences_summary, measured_against_predicted, one_gene_differences, summary
         from pruning.networks import load
 
-        opened = open_device(device, threads=threads, precision=precision)
+        opened = open_device(device, threads=threads, precision=precision, lut=lut)
         shape = (batch, 3, input_size, input_size)
         predictor = LatencyPredictor(LatencyTable.open(lut, opened.fingerprint()))
         module = load(network, num_classes)

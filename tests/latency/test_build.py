@@ -1,11 +1,18 @@
 """Adaptive coverage, on a device whose law is known."""
 
-import numpy as np
+import json
+import time
 
-from latency.build import build_adaptively, build_table
+import numpy as np
+import pytest
+from lawful import LawfulDevice
+
+from latency.build import build_adaptively, build_table, expected_s
 from latency.coverage import quick_plan
+from latency.errors import MeasurementError, TableError
 from latency.predictor import LatencyPredictor
-from latency.table import LatencyTable
+from latency.protocol import Protocol
+from latency.table import REFUSED, LatencyTable
 
 
 def test_it_stops_by_itself_once_predictions_get_no_better(lawful, tiny_network, tmp_path) -> None:
@@ -25,6 +32,61 @@ def test_time_is_a_limit_and_the_next_call_goes_on(lawful, tiny_network, tmp_pat
     again, errors = build_adaptively(lawful, tiny_network, LatencyTable.read(first.path))
     assert len(again) > len(first)
     assert len(errors) >= 8
+
+
+class Choosy(LawfulDevice):
+    """Refuses structures whose stem is wide, and notes what it was asked to load."""
+
+    def __init__(self, widest: int) -> None:
+        super().__init__()
+        self.widest, self.asked = widest, 0
+
+    def load(self, model: bytes):
+        self.asked += 1
+        loaded = super().load(model)
+        if loaded.placed[0].kernel.cout > self.widest:
+            raise MeasurementError("no tactic fits")
+        return loaded
+
+
+def test_refused_structures_are_recorded_and_left_out_then_and_later(lawful, tiny_network, tmp_path) -> None:
+    plan, device = quick_plan(tiny_network, 30), Choosy(8)
+    wide = {tuple(map(int, widths)) for widths in plan if widths[0] > 8}
+    assert wide
+    done: list[int] = []
+    table = build_table(device, tiny_network, plan, LatencyTable.open(tmp_path, device.fingerprint()), progress=done.append)
+    assert sum(done) == len(plan)
+    assert {widths for _, widths in table.refused} == wide
+    assert len(table) == len(plan) - len(wide)
+    record = json.loads((table.path / REFUSED).read_text().splitlines()[0])
+    assert record["reason"] == "no tactic fits"
+    assert record["network"] == tiny_network.name
+    asked = device.asked
+    again = build_table(device, tiny_network, plan, LatencyTable.open(tmp_path, device.fingerprint()))
+    assert len(again) == len(table)
+    assert device.asked == asked
+    (table.path / REFUSED).write_text("spoilt")
+    with pytest.raises(TableError, match="remove it"):
+        build_table(device, tiny_network, plan, again)
+
+
+def test_adaptive_coverage_goes_around_what_is_refused(tiny_network, tmp_path) -> None:
+    device = Choosy(12)
+    table, errors = build_adaptively(device, tiny_network, LatencyTable.open(tmp_path, device.fingerprint()), minutes=0.05)
+    assert table.refused
+    assert np.isfinite(errors).all()
+
+
+def test_a_device_that_refuses_everything_says_why(tiny_network, tmp_path) -> None:
+    device = Choosy(0)
+    with pytest.raises(MeasurementError, match="no tactic fits"):
+        build_table(device, tiny_network, quick_plan(tiny_network, 20), LatencyTable.open(tmp_path, device.fingerprint()))
+
+
+def test_the_expected_time_is_of_the_order_of_what_it_takes(tiny_network) -> None:
+    slow = LawfulDevice()
+    slow.load = lambda model: (time.sleep(0.1), LawfulDevice.load(slow, model))[1]  # type: ignore[method-assign]
+    assert 10 * (0.1 + Protocol().timed_ms / 1000) < expected_s(slow, tiny_network, quick_plan(tiny_network, 10)) < 10
 
 
 def test_doubt_is_largest_where_nothing_was_measured(lawful_type, tiny_network, tmp_path) -> None:
