@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ from scipy.stats import kendalltau
 
 from latency.build import BLOCK
 from latency.coverage import quick_plan
-from latency.devices import Device
+from latency.devices import Device, LoadedModel
 from latency.isolated import isolated_sums
 from latency.measurement import Measurement
 from latency.network import Network
@@ -50,6 +52,43 @@ def measured_against_predicted(
             "stable": [one.stable for one in first],
         }
     )
+
+
+def by_the_wall_ms(device: Device, model: bytes, blocks: int = 20, block_ms: float = 100.0) -> tuple[float, float]:
+    """The same model by two clocks, in turns: the device's own, and the wall's over many runs in a row.
+
+    Returns:
+        Milliseconds of a run by either: lower quartiles over `blocks` blocks.
+    """
+    loaded = device.load(model)
+    try:
+        loaded.profile(1)
+        runs = max(3, round(block_ms / float(np.median(loaded.time_ms(3)[0]))))
+        pairs = [(float(np.median(loaded.time_ms(runs)[0])), _wall_ms(loaded, runs)) for _ in range(blocks)]
+    finally:
+        loaded.close()
+    own, wall = np.quantile(np.array(pairs), 0.25, axis=0)
+    return float(own), float(wall)
+
+
+def _wall_ms(loaded: LoadedModel, runs: int) -> float:
+    begun = time.perf_counter()
+    loaded.run(runs)
+    return (time.perf_counter() - begun) * 1000 / runs
+
+
+def validated(
+    device: Device, network: Network, predictor: LatencyPredictor, samples: int, pairs: int, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Both comparisons, ready for JSON: "figures" (summaries), "rows" and "differences". `progress` is called with the
+    measurements done: 3 × samples + 2 × pairs in all."""
+    rows = measured_against_predicted(device, network, predictor, samples, seed, progress)
+    differences = one_gene_differences(device, network, predictor, pairs, seed, progress)
+    return {
+        "figures": {"structures": summary(rows), "one gene changed": differences_summary(differences)},
+        "rows": rows.to_dict("records"),
+        "differences": differences.to_dict("records"),
+    }
 
 
 def one_gene_differences(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -30,6 +31,9 @@ class LawfulModel:
 
     def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         return np.full(runs, self.total), np.full(runs, True)
+
+    def run(self, times: int) -> None:
+        time.sleep(times * self.total / 1000)
 
     def close(self) -> None:
         pass

@@ -37,7 +37,7 @@ def main(
         from latency.alignment import alignment_of
         from latency.predictor import LatencyPredictor
         from latency.table import LatencyTable
-        from latency.validation import differences_summary, measured_against_predicted, one_gene_differences, summary
+        from latency.validation import validated
         from pruning.networks import load
 
         opened = open_device(device, threads=threads, precision=precision, lut=lut)
@@ -47,19 +47,16 @@ def main(
         multiple = align or alignment_of(opened, lut)
         traced = trace(module, shape, align=multiple, name=network)
         with tqdm(total=3 * samples + 2 * pairs, desc="measuring", dynamic_ncols=True) as meter:
-            rows = measured_against_predicted(opened, traced, predictor, samples, seed, meter.update)
-            differences = one_gene_differences(opened, traced, predictor, pairs, seed, meter.update)
-        figures = {"structures": summary(rows), "one gene changed": differences_summary(differences)}
+            results = validated(opened, traced, predictor, samples, pairs, seed, meter.update)
         print(
             f"{network} at {input_size}x{input_size}, widths in multiples of {multiple}, batch {batch}, {threads} thread(s): "
-            f"{len(rows)} structures never profiled, {predictor.table.count(traced)} in the table"
+            f"{len(results['rows'])} structures never profiled, {predictor.table.count(traced)} in the table"
         )
-        _show(figures)
+        _show(results["figures"])
         if json_out is not None:
             setting = {"network": network, "input_size": input_size, "align": multiple, "batch": batch, "threads": threads}
-            records = {"rows": rows.to_dict("records"), "differences": differences.to_dict("records")}
             json_out.parent.mkdir(parents=True, exist_ok=True)
-            json_out.write_text(json.dumps(setting | {"seed": seed, "figures": figures} | records, indent=2) + "\n")
+            json_out.write_text(json.dumps(setting | {"seed": seed} | results, indent=2) + "\n")
 
 
 def _show(figures: Mapping[str, Mapping[str, Any]]) -> None:

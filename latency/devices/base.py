@@ -26,6 +26,9 @@ class LoadedModel(Protocol):
         """End-to-end milliseconds of single runs, without profiler: float64[runs]; and bool[runs], which of them had the
         device to themselves, as far as it can tell."""
 
+    def run(self, times: int) -> None:
+        """Run it so often in a row, and wait until all is done."""
+
     def close(self) -> None:
         """Release everything."""
 

@@ -73,7 +73,7 @@ class TorchDevice(Device):
 
 
 class TorchModel:
-    """A module on its device, with an image beside it."""
+    """A module on its device, with its inputs beside it."""
 
     def __init__(self, model: bytes, device: TorchDevice) -> None:
         self._device = device
@@ -82,11 +82,11 @@ class TorchModel:
         kind = torch.float16 if device.precision == "fp16" else torch.float32
         where = torch.device("cuda" if device.on_gpu else "cpu")
         self._module = self._module.to(where, kind)
-        shape = static_shapes(proto)[proto.graph.input[0].name]
-        self._image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(where, kind)
+        shapes, generator = static_shapes(proto), torch.Generator().manual_seed(0)
+        self._inputs = [torch.randn(shapes[value.name], generator=generator).to(where, kind) for value in proto.graph.input]
         self._graph: torch.cuda.CUDAGraph | None = None
         with device.settings(), _explained():
-            self._module(self._image)
+            self._module(*self._inputs)
             self._ready: Any = self._compiled() if device.compiled else self._module
         if device.on_gpu:
             self._clock = GpuClock(self._elapsed_ms, device.monitor)
@@ -94,32 +94,39 @@ class TorchModel:
     def _compiled(self) -> Any:
         torch.compiler.reset()  # every structure is another program; recompilation limits count them as one
         compiled = torch.compile(self._module, dynamic=False)
-        compiled(self._image)
+        compiled(*self._inputs)
         return compiled
 
     def profile(self, runs: int) -> Events:
         profiler = _Timed(self._module, self._device.on_gpu)
         with self._device.settings():
             for _ in range(runs + 2):
-                profiler.run(self._image)
+                profiler.run(*self._inputs)
         return [((self._names[node],), mean_of_quiet(ms[2:])) for node, ms in profiler.milliseconds.items()]
 
     def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         with self._device.settings():
             if not self._device.on_gpu:
-                return cpu_times_ms(lambda: self._ready(self._image), runs)
+                return cpu_times_ms(lambda: self._ready(*self._inputs), runs)
             self._graph = self._graph or self._captured()
             return self._clock.times_ms(runs)
+
+    def run(self, times: int) -> None:
+        with self._device.settings():
+            for _ in range(times):
+                self._graph.replay() if self._graph else self._ready(*self._inputs)
+            if self._device.on_gpu:
+                torch.cuda.synchronize()
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
             for _ in range(3):  # libraries choose their kernels and workspaces before anything is recorded
-                self._ready(self._image)
+                self._ready(*self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with _explained(), torch.cuda.graph(graph):
-            self._ready(self._image)
+            self._ready(*self._inputs)
         return graph
 
     def _elapsed_ms(self, replays: int) -> float:
@@ -133,7 +140,8 @@ class TorchModel:
         return start.elapsed_time(end) / replays
 
     def close(self) -> None:
-        self._graph = self._ready = self._module = self._image = None  # type: ignore[assignment]
+        self._graph = self._ready = self._module = None  # type: ignore[assignment]
+        self._inputs = []
 
 
 class _Timed(fx.Interpreter):

@@ -26,9 +26,8 @@ def torch_module(model: onnx.ModelProto) -> tuple[fx.GraphModule, dict[str, str]
     known: dict[str, Any] = {}
     for number, tensor in enumerate(model.graph.initializer):
         known[tensor.name] = _initializer(root, graph, f"weight_{number}", tensor)
-    for value in model.graph.input:
-        if value.name not in known:
-            known[value.name] = graph.placeholder(f"input_{len(names)}")
+    for number, value in enumerate(model.graph.input):
+        known[value.name] = graph.placeholder(f"input_{number}")
     for node in model.graph.node:
         inputs = tuple(known[name] if name else None for name in node.input)
         computed = graph.call_function(_operation(node), inputs, _attributes(node))

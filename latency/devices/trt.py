@@ -121,6 +121,12 @@ class TensorRTModel:
                 self._graph = Graph(self._stream, self._enqueue)
             return self._clock.times_ms(runs)
 
+    def run(self, times: int) -> None:
+        with self._device.gpu.active():
+            for _ in range(times):
+                self._enqueue() if self._graph is None else self._graph.launch()
+            self._stream.synchronize()
+
     def _elapsed_ms(self, replays: int) -> float:
         return self._device.gpu.elapsed_ms(self._stream, self._graph.launch, replays)
 

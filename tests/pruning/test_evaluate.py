@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.evaluate import StructureEvaluator, accuracy, recalibrate_bn
+from pruning.evaluate import StructureEvaluator, accuracy, balanced, recalibrate_bn
 from pruning.fit import Recipe
 from pruning.train import SUPERNETS, new_pruningnet, train_pruningnet
 
@@ -30,6 +30,16 @@ def test_a_deeper_layer_sees_its_input_normalised_by_fresh_statistics() -> None:
     expected = module[1](normal).mean((0, 2, 3))
     torch.testing.assert_close(module[2].running_mean, expected.detach(), atol=1e-4, rtol=1e-3)
     assert torch.isfinite(module(images)).all()
+
+
+def test_calibration_images_show_every_class_equally_often_and_in_random_order() -> None:
+    labels = torch.arange(5).repeat_interleave(torch.tensor([100, 90, 80, 30, 4]))
+    chosen = balanced(labels, 50)
+    assert len(chosen.unique()) == 50
+    assert sorted(labels[chosen].bincount().tolist()) == [4, 11, 11, 12, 12]
+    assert labels[chosen][:5].unique().numel() == 5
+    assert (chosen[:-1] > chosen[1:]).any()
+    assert sorted(balanced(labels, 10_000).tolist()) == list(range(len(labels)))
 
 
 @pytest.mark.parametrize("name", SUPERNETS)

@@ -1,0 +1,96 @@
+"""python tools/check_device.py --device trt: everything that a device has to show, in one command and one file.
+
+For each precision, network and batch size: a quick table, its validation on structures never profiled, and whether the
+device's own clock agrees with the wall's. Interrupted, it goes on: what has been measured is in the table, what has been
+validated in the file. Send both to contribute a device (lut_data/README.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from latency.devices import DEVICES
+from latency.errors import reported_by_command
+
+if TYPE_CHECKING:
+    from latency.devices import Device
+
+Option = typer.Option
+
+
+def main(
+    device: Annotated[str, Option(help=f"One of {', '.join(DEVICES)}.")] = "ort",
+    network: Annotated[
+        list[str] | None, Option(help="May be given several times (default: mobilenet_v1, mobilenet_v2, resnet50).")
+    ] = None,
+    batch: Annotated[list[int] | None, Option(help="May be given several times (default: 1, 32).")] = None,
+    precision: Annotated[list[str] | None, Option(help="May be given several times (default: fp32).")] = None,
+    input_size: Annotated[int, Option(min=8, help="Side of the images in pixels.")] = 224,
+    samples: Annotated[int, Option(min=2, help="Structures never profiled, of each network.")] = 50,
+    threads: Annotated[int, Option(help="CPU threads that compute.")] = 1,
+    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
+    out: Annotated[Path, Option(help="Folder of the results, one file a device and precision.")] = Path("results/devices"),
+) -> None:
+    """Measure and validate DEVICE, and print a table."""
+    with reported_by_command():
+        from latency import open_device
+        from latency.files import write_whole
+        from latency.fingerprint import slug
+
+        for kind in precision or ["fp32"]:
+            opened = open_device(device, threads=threads, precision=kind, lut=lut)
+            file = out / f"{slug(opened.fingerprint())}.json"
+            results: dict[str, Any] = {"device": opened.fingerprint(), "networks": {}}
+            if file.exists():
+                results = json.loads(file.read_text())
+            for name, images in itertools.product(network or ["mobilenet_v1", "mobilenet_v2", "resnet50"], batch or [1, 32]):
+                key = f"{name}, batch {images}, {input_size}x{input_size}"
+                if key not in results["networks"]:
+                    results["networks"][key] = _checked(opened, name, (images, 3, input_size, input_size), samples, lut)
+                    write_whole(file, (json.dumps(results, indent=2) + "\n").encode())
+                print(_line(key, kind, results["networks"][key]), flush=True)
+
+
+def _checked(device: Device, name: str, shape: tuple[int, ...], samples: int, lut: Path) -> dict[str, Any]:
+    from latency import trace
+    from latency.alignment import alignment_of
+    from latency.build import build_table
+    from latency.coverage import quick_plan
+    from latency.predictor import LatencyPredictor
+    from latency.table import LatencyTable
+    from latency.validation import by_the_wall_ms, validated
+    from pruning.networks import load
+
+    multiple = alignment_of(device, lut)
+    network = trace(load(name), shape, align=multiple, name=name)
+    plan, table, pairs = quick_plan(network), LatencyTable.open(lut, device.fingerprint()), samples // 4
+    begun = time.monotonic()
+    with tqdm(total=len(plan), desc=f"{name}, batch {shape[0]}: table", unit="structure", dynamic_ncols=True) as meter:
+        table = build_table(device, network, plan, table, progress=meter.update)
+    seconds = time.monotonic() - begun
+    with tqdm(total=3 * samples + 2 * pairs, desc=f"{name}, batch {shape[0]}: validation", dynamic_ncols=True) as meter:
+        results = validated(device, network, LatencyPredictor(table), samples, pairs, 0, meter.update)
+    own, wall = by_the_wall_ms(device, network.onnx(network.max_widths))
+    clocks = {"own_ms": own, "wall_ms": wall}
+    return results | {"align": multiple, "table_s": seconds, "refused": len(table.refused), "clocks": clocks}
+
+
+def _line(key: str, precision: str, checked: dict[str, Any]) -> str:
+    predicted, again = (checked["figures"]["structures"][name] for name in ("predictor", "measured again"))
+    clocks = checked["clocks"]
+    return (
+        f"| {key}, {precision} | {clocks['own_ms']:.4g} ms | MAPE {predicted['mape']:.1%} | ±5 % {predicted['within_5']:.0%} "
+        f"| ±10 % {predicted['within_10']:.0%} | band {predicted['band_coverage']:.0%} | again {again['mape']:.1%} "
+        f"| wall {clocks['wall_ms'] / clocks['own_ms'] - 1:+.1%} | table {checked['table_s']:.0f} s |"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
