@@ -8,6 +8,7 @@ several seeds. Everything finished is kept under --runs, so the command may be i
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from search.genetic import Candidate, Evolution
 
 NETWORKS = ["pruning.cifar:mobilenet_v1", "pruning.cifar:mobilenet_v2", "pruning.cifar:resnet50"]
-SPENT = 0.95
-"""Structures spend at least this much of their budget: comparing accuracies needs equal latencies."""
+SPENT = (0.95, 0.8, 0.0)
+"""Structures spend at least this share of their budget, the first that any structure fits: comparing accuracies needs equal
+latencies."""
 
 MACS_TRIES = 4
 """Searches after which MetaPruning by MACs takes what came nearest to the latency of the others."""
@@ -95,7 +97,6 @@ def _chosen(
     """One row for each way of choosing a structure within `percent` of the unpruned latency, measured in one session."""
     import numpy as np
 
-    from search.feasible import FeasibleSet
     from search.finalists import finish, measured_ms
     from search.genetic import Evolution
     from search.report import read_json, write_json
@@ -105,7 +106,7 @@ def _chosen(
         rows: list[dict[str, Any]] = read_json(path)["rows"]
         return rows
     network, limit = experiment.network, experiment.unpruned_ms() * percent / 100
-    by_latency = FeasibleSet(network, latency_ms=(SPENT * limit, limit), predictor=experiment.predictor)
+    by_latency = _spending(experiment, latency_ms=limit)
     fits = partial(
         finish, experiment.device, network, feasible=by_latency, predict=experiment.predict, limit_ms=limit,
         progress=lambda count, note: None,
@@ -135,6 +136,24 @@ def _chosen(
     return rows
 
 
+def _spending(experiment: Experiment, **budget: float) -> FeasibleSet:
+    """The structures within one budget that spend the largest share of SPENT that leaves any."""
+    import numpy as np
+
+    from search.budget import BudgetError
+    from search.feasible import FeasibleSet
+
+    ((name, most),) = budget.items()
+    for share in SPENT:
+        within: dict[str, Any] = {name: (share * most, most)}
+        feasible = FeasibleSet(experiment.network, predictor=experiment.predictor, **within)
+        with suppress(BudgetError):
+            feasible.sample(1, np.random.default_rng(0))
+            return feasible
+    feasible.smallest()  # raises, with the smallest value that can be reached
+    return feasible
+
+
 def _by_macs(
     experiment: Experiment, search: Callable[..., list[Candidate]], evolution: Evolution, limit_ms: float, amount: float
 ) -> Candidate:
@@ -144,19 +163,18 @@ def _by_macs(
     """
     import numpy as np
 
-    from search.feasible import FeasibleSet
     from search.finalists import measured_ms
     from search.genetic import Candidate, best
 
     network, tried = experiment.network, dict[float, Candidate]()
     for _ in range(MACS_TRIES):
-        within = FeasibleSet(network, macs=(SPENT * amount, amount))
+        within = _spending(experiment, macs=amount)
         (winner,) = best(search(f"macs-{amount / 1e6:.3g}M", within, evolution), 1)
         ms = float(measured_ms(experiment.device, network, np.array([winner.widths]))[0])
         tried[abs(math.log(ms / limit_ms))] = winner
-        if SPENT <= ms / limit_ms <= 1:
+        if SPENT[0] <= ms / limit_ms <= 1:
             break
-        amount *= (1 + SPENT) / 2 * limit_ms / ms
+        amount *= (1 + SPENT[0]) / 2 * limit_ms / ms
     return tried[min(tried)]
 
 
