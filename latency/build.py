@@ -68,17 +68,16 @@ def missing_structures(network: Network, plan: np.ndarray, table: LatencyTable) 
 
 
 def expected_s(device: Device, network: Network, structures: Sequence[np.ndarray], protocol: Protocol | None = None) -> float:
-    """Roughly the seconds that measuring `structures` takes: loading the last of them is timed, after the first one's, which
-    also pays for what happens once a session.
+    """Roughly the seconds that measuring `structures` takes: the last is measured and timed, after the first was loaded, which
+    pays for what happens once a session.
 
     Raises:
         MeasurementError: the device refuses one of the two.
     """
-    begun = 0.0
-    for widths in (structures[0], structures[-1]):
-        begun = time.monotonic()
-        device.load(network.onnx(widths)).close()
-    return len(structures) * (time.monotonic() - begun + (protocol or Protocol()).timed_ms / 1000)
+    device.load(network.onnx(structures[0])).close()
+    begun = time.monotonic()
+    measure(device, [network.onnx(structures[-1])], protocol)
+    return len(structures) * (time.monotonic() - begun)
 
 
 def build_adaptively(

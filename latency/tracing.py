@@ -9,9 +9,11 @@ everything else passes them on; what is left free are the genes.
 from __future__ import annotations
 
 import copy
+import io
 import math
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +78,7 @@ def _symbolic(module: nn.Module, name: str) -> fx.GraphModule:
 def _propagate_shapes(module: fx.GraphModule, shape: tuple[int, ...], name: str) -> None:
     parameter = next(module.parameters(), torch.empty(0))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stderr(io.StringIO()):  # where torch prints tracebacks of its own
             ShapeProp(module).propagate(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
     except Exception as error:  # the user's forward() runs here
         cause = str(error.__cause__ or error).splitlines()[0]

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from pruning.data import Dataset, Images, batches
 from pruning.hardware import mixed_precision
@@ -95,4 +96,4 @@ class StructureEvaluator:
         structure = self.supernet.structure(widths).to(self.supernet.device)
         with mixed_precision(self.supernet.device):
             recalibrate_bn(structure, self._calibration)
-            return _accuracy(structure, self._parts)
+            return _accuracy(fuse(structure, no_trace=True), self._parts)  # BN folded: two thirds of the time

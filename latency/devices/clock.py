@@ -57,20 +57,19 @@ class GpuClock:
 
     Args:
         elapsed_ms: given a number of replays in a row, the average milliseconds of one.
-        monitor: of the card.
+        monitor: of the card, shared by all models on it.
     """
 
     def __init__(self, elapsed_ms: Callable[[int], float], monitor: GpuMonitor) -> None:
         self._elapsed_ms, self._monitor = elapsed_ms, monitor
-        self._last_busy = -COOL_AFTER_S
 
     def times_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         """float64[runs] samples, and bool[runs] which of them found the card undisturbed."""
-        if time.monotonic() - self._last_busy > COOL_AFTER_S:
+        if time.monotonic() - self._monitor.busy_until > COOL_AFTER_S:
             self._warm_up()
         replays = max(1, round(SAMPLE_MS / self._elapsed_ms(1)))
         samples = [(self._elapsed_ms(replays), self._monitor.undisturbed()) for _ in range(runs)]
-        self._last_busy = time.monotonic()
+        self._monitor.busy_until = time.monotonic()
         times, undisturbed = zip(*samples, strict=True)
         return np.array(times), np.array(undisturbed)
 

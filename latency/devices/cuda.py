@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,14 @@ class Card:
 
 def _call(function: str, *arguments: Any) -> None:
     """One function of the driver. Raises OSError without driver, MeasurementError for any status but success."""
-    status = getattr(ctypes.CDLL("libcuda.so.1"), function)(*arguments)
+    status = getattr(_cuda(), function)(*arguments)
     if status != 0:
         raise MeasurementError(f"the CUDA driver's {function} failed with status {status}.")
+
+
+@cache
+def _cuda() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
 
 
 class Gpu:
@@ -95,10 +101,12 @@ class Gpu:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make the context current for what is done inside."""
+        """Make the context current for what is done inside. Raises MeasurementError for PyCUDA's errors, out of memory say."""
         self._context.push()
         try:
             yield
+        except self.driver.Error as error:
+            raise MeasurementError(f"the GPU refuses: {error}") from error
         finally:
             self.driver.Context.pop()
 

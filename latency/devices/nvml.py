@@ -21,6 +21,8 @@ class GpuMonitor:
     """Samples the state of the card at a PCI address; `observed` tells what it saw. Jetsons and old drivers say nothing."""
 
     def __init__(self, pci_bus_id: str) -> None:
+        self.busy_until = float("-inf")
+        """When the card was last seen at work, by time.monotonic()."""
         self._handle: Any = None
         self._clocks: list[int] = []
         self._temperatures: list[int] = []

@@ -11,7 +11,6 @@ from latency.build import build_adaptively, build_table, expected_s
 from latency.coverage import quick_plan
 from latency.errors import MeasurementError, TableError
 from latency.predictor import LatencyPredictor
-from latency.protocol import Protocol
 from latency.table import REFUSED, LatencyTable
 
 
@@ -86,7 +85,7 @@ def test_a_device_that_refuses_everything_says_why(tiny_network, tmp_path) -> No
 def test_the_expected_time_is_of_the_order_of_what_it_takes(tiny_network) -> None:
     slow = LawfulDevice()
     slow.load = lambda model: (time.sleep(0.1), LawfulDevice.load(slow, model))[1]  # type: ignore[method-assign]
-    assert 10 * (0.1 + Protocol().timed_ms / 1000) < expected_s(slow, tiny_network, quick_plan(tiny_network, 10)) < 10
+    assert 1.0 < expected_s(slow, tiny_network, quick_plan(tiny_network, 10)) < 5.0
 
 
 def test_doubt_is_largest_where_nothing_was_measured(lawful_type, tiny_network, tmp_path) -> None:

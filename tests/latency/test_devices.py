@@ -12,10 +12,19 @@ from latency.measurement import Measurement
 from latency.protocol import measure
 from pruning.networks import load
 
+ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("trt", "ort-cuda", "torch-cuda", "torch-cuda-compiled")]
 
-@pytest.fixture(params=["ort", "torch", "torch-compiled", "lawful"])
+
+@pytest.fixture(params=["ort", "torch", "torch-compiled", "lawful", *ON_A_GPU])
 def device(request, lawful):
-    return lawful if request.param == "lawful" else latency.open_device(request.param)
+    if request.param == "lawful":
+        return lawful
+    try:
+        return latency.open_device(request.param)
+    except latency.DeviceUnavailable as error:
+        if request.node.get_closest_marker("gpu"):
+            pytest.skip(str(error))
+        raise
 
 
 def test_measurement_is_whole(device, tiny_network) -> None:
