@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,7 +155,8 @@ def _confirmed(
     measured: Sequence[Finalist],
 ) -> Finish:
     """Measure the choice once more, beside the unpruned network and uniform ones near its latency."""
-    uniform = _uniform_near(network, predict, latency_ms, predict(np.array([widths]))[0])
+    predicted_ms = float(predict(np.array([widths]))[0])
+    uniform = uniform_near(network, predict, math.sqrt(latency_ms * predicted_ms))  # both sides of what is predicted
     rows = np.vstack([np.array(network.max_widths), np.array(widths), uniform])
     milliseconds = measured_ms(device, network, rows)
     nearest = 2 + int(np.abs(np.log(milliseconds[2:] / milliseconds[1])).argmin())
@@ -165,10 +167,10 @@ def _confirmed(
     )  # fmt: skip
 
 
-def _uniform_near(network: Network, predict: Predict, latency_ms: float, predicted_ms: float) -> np.ndarray:
-    """int64[K, L]: uniformly scaled structures predicted nearest to a latency, ties to both sides of it."""
+def uniform_near(network: Network, predict: Predict, latency_ms: float) -> np.ndarray:
+    """int64[K, L]: uniformly scaled structures whose predicted latency is near `latency_ms`, the nearest first."""
     scaled = np.unique(np.stack([network.nearest_widths(scale) for scale in UNIFORM_SCALES]), axis=0)
-    distance = np.abs(np.log(predict(scaled) / np.sqrt(latency_ms * predicted_ms)))
+    distance = np.abs(np.log(predict(scaled) / latency_ms))
     return scaled[np.argsort(distance, kind="stable")[:UNIFORM_CANDIDATES]]
 
 

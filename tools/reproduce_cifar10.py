@@ -94,11 +94,14 @@ def main(
 def _chosen(
     experiment: Experiment, evaluate: Callable[[np.ndarray], float], evolution: Evolution, percent: int, label: str
 ) -> list[dict[str, Any]]:
-    """One row for each way of choosing a structure within `percent` of the unpruned latency, measured in one session."""
+    """One row for each way of choosing a structure of `percent` of the unpruned latency.
+
+    They are chosen at one predicted latency, so that what disturbs a measurement favours none, and measured in one session.
+    """
     import numpy as np
 
-    from search.finalists import finish, measured_ms
-    from search.genetic import Evolution
+    from search.finalists import measured_ms, uniform_near
+    from search.genetic import Evolution, best
     from search.report import read_json, write_json
 
     path = experiment.runs / f"chosen-{label}.json"
@@ -106,18 +109,15 @@ def _chosen(
         rows: list[dict[str, Any]] = read_json(path)["rows"]
         return rows
     network, limit = experiment.network, experiment.unpruned_ms() * percent / 100
-    by_latency = _spending(experiment, latency_ms=limit)
-    fits = partial(
-        finish, experiment.device, network, feasible=by_latency, predict=experiment.predict, limit_ms=limit,
-        progress=lambda count, note: None,
-    )  # fmt: skip
-    search = partial(_searched, experiment, evaluate, path)
-    guided = fits(candidates=search("latency", by_latency, evolution))
-    drawn = fits(candidates=search("random", by_latency, Evolution(evolution.evaluations, 1)))
-    counted = _by_macs(experiment, search, evolution, limit, float(network.macs(np.array(guided.uniform))))
+    by_latency, search = _spending(experiment, latency_ms=limit), partial(_searched, experiment, evaluate, path)
+    (guided,) = best(search("latency", by_latency, evolution), 1)
+    (drawn,) = best(search("random", by_latency, Evolution(evolution.evaluations, 1)), 1)
+    spent = float(experiment.predict(np.array([guided.widths]))[0])
+    uniform = uniform_near(network, experiment.predict, spent)[0]
+    counted = _by_macs(experiment, search, evolution, spent, float(network.macs(uniform)))
     chosen = {
-        "unpruned": network.max_widths, "uniform": guided.uniform, "random search": drawn.winner,
-        "MetaPruning by MACs": counted.widths, "MetaPruning by latency": guided.winner,
+        "unpruned": network.max_widths, "uniform": uniform, "random search": drawn.widths,
+        "MetaPruning by MACs": counted.widths, "MetaPruning by latency": guided.widths,
     }  # fmt: skip
     subval = {
         "random search": drawn.accuracy, "MetaPruning by MACs": counted.accuracy, "MetaPruning by latency": guided.accuracy
@@ -155,26 +155,25 @@ def _spending(experiment: Experiment, **budget: float) -> FeasibleSet:
 
 
 def _by_macs(
-    experiment: Experiment, search: Callable[..., list[Candidate]], evolution: Evolution, limit_ms: float, amount: float
+    experiment: Experiment, search: Callable[..., list[Candidate]], evolution: Evolution, latency_ms: float, amount: float
 ) -> Candidate:
-    """The winner of a search that knows multiply-adds only, under the amount of them at which it takes `limit_ms`.
+    """The winner of a search that knows multiply-adds only, under the amount of them at which it takes `latency_ms`.
 
     That amount is found by searching: the first guess is the uniform network's.
     """
     import numpy as np
 
-    from search.finalists import measured_ms
-    from search.genetic import Candidate, best
+    from search.genetic import best
 
-    network, tried = experiment.network, dict[float, Candidate]()
+    tried: dict[float, Candidate] = {}
     for _ in range(MACS_TRIES):
         within = _spending(experiment, macs=amount)
         (winner,) = best(search(f"macs-{amount / 1e6:.3g}M", within, evolution), 1)
-        ms = float(measured_ms(experiment.device, network, np.array([winner.widths]))[0])
-        tried[abs(math.log(ms / limit_ms))] = winner
-        if SPENT[0] <= ms / limit_ms <= 1:
+        ratio = float(experiment.predict(np.array([winner.widths]))[0]) / latency_ms
+        tried[abs(math.log(ratio))] = winner
+        if abs(ratio - 1) < 1 - SPENT[0]:
             break
-        amount *= (1 + SPENT[0]) / 2 * limit_ms / ms
+        amount /= ratio
     return tried[min(tried)]
 
 
