@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import tempfile
 import time
@@ -13,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from latency.devices.base import Device, Events
-from latency.devices.clock import GPU_SPREAD, GpuClock, cpu_times_ms, mean_of_quiet
-from latency.devices.cuda import Card, require_gpu
-from latency.devices.nvml import GpuMonitor
+from latency.devices.base import Events
+from latency.devices.clock import GpuClock, cpu_times_ms, mean_of_quiet
+from latency.devices.library import LibraryDevice
 from latency.errors import DeviceUnavailable, MeasurementError
-from latency.fingerprint import Fingerprint, GpuState, processor
-from latency.precision import lowered, require_precision
+from latency.precision import lowered
 
 try:
     import onnxruntime
@@ -31,7 +28,7 @@ except ImportError as error:
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-class OrtDevice(Device):
+class OrtDevice(LibraryDevice):
     """ONNX Runtime with all graph optimisations: "ort" on the CPU, "ort-cuda" on the first GPU as a CUDA graph.
 
     On a GPU the profiler sees when the host has launched a kernel, not when it ends; launches are therefore made to wait
@@ -39,32 +36,14 @@ class OrtDevice(Device):
     """
 
     def __init__(self, name: str = "ort", threads: int = 1, precision: str = "fp32", lut: Path | None = None) -> None:
-        self.name, self.threads, self.precision = name, threads, precision
-        self.on_gpu = name == "ort-cuda"
-        require_precision(precision, ("fp32", "tf32", "fp16") if self.on_gpu else ("fp32",), name)
-        if self.on_gpu:
+        if name == "ort-cuda":
             os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
-            require_gpu(name)
+        super().__init__(name, threads, precision, f"onnxruntime {onnxruntime.__version__}")
+        if self.on_gpu:
             _require_provider(name)
-            self.card = Card.first()
-            self.monitor = GpuMonitor(self.card.pci_bus_id)
-            self.max_spread = GPU_SPREAD
-
-    def fingerprint(self) -> Fingerprint:
-        return {
-            "device": self.name,
-            **(self.card.fingerprint() if self.on_gpu else {"processor": processor()}),
-            "system": f"{platform.system()} {platform.machine()}",
-            "runtime": f"onnxruntime {onnxruntime.__version__}",
-            "threads": str(self.threads),
-            "precision": self.precision,
-        }
 
     def load(self, model: bytes) -> OrtModel:
         return OrtModel(lowered(model, self.precision), self)
-
-    def observed(self) -> GpuState | None:
-        return self.monitor.observed() if self.on_gpu else None
 
 
 def _require_provider(name: str) -> None:

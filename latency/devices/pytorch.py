@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,48 +14,26 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor, fx
 
-from latency.devices.base import Device, Events
-from latency.devices.clock import GPU_SPREAD, GpuClock, cpu_times_ms, mean_of_quiet
-from latency.devices.cuda import Card, require_gpu
-from latency.devices.nvml import GpuMonitor
+from latency.devices.base import Events
+from latency.devices.clock import GpuClock, cpu_times_ms, mean_of_quiet
+from latency.devices.library import LibraryDevice
 from latency.devices.torch_graph import torch_module
 from latency.errors import DeviceUnavailable, MeasurementError
-from latency.fingerprint import Fingerprint, GpuState, processor
 from latency.kernels import static_shapes
-from latency.precision import require_precision
 
 
-class TorchDevice(Device):
+class TorchDevice(LibraryDevice):
     """ "torch" and "torch-cuda" run the operations one by one, "torch-compiled" and "torch-cuda-compiled" through
     torch.compile. Kernels' shares are those of the operations run one by one in every case."""
 
     def __init__(self, name: str, threads: int, precision: str, lut: Path | None) -> None:
-        self.name, self.threads, self.precision = name, threads, precision
-        self.on_gpu, self.compiled = "cuda" in name, "compiled" in name
-        require_precision(precision, ("fp32", "tf32", "fp16") if self.on_gpu else ("fp32",), name)
-        if self.on_gpu:
-            require_gpu(name)
-            if not torch.cuda.is_available():
-                raise DeviceUnavailable(f"device '{name}' needs a PyTorch built for CUDA; this is {torch.__version__}.")
-            self.card = Card.first()
-            self.monitor = GpuMonitor(self.card.pci_bus_id)
-            self.max_spread = GPU_SPREAD
-
-    def fingerprint(self) -> Fingerprint:
-        return {
-            "device": self.name,
-            **(self.card.fingerprint() if self.on_gpu else {"processor": processor()}),
-            "system": f"{platform.system()} {platform.machine()}",
-            "runtime": f"torch {torch.__version__}",
-            "threads": str(self.threads),
-            "precision": self.precision,
-        }
+        super().__init__(name, threads, precision, f"torch {torch.__version__}")
+        self.compiled = "compiled" in name
+        if self.on_gpu and not torch.cuda.is_available():
+            raise DeviceUnavailable(f"device '{name}' needs a PyTorch built for CUDA; this is {torch.__version__}.")
 
     def load(self, model: bytes) -> TorchModel:
         return TorchModel(model, self)
-
-    def observed(self) -> GpuState | None:
-        return self.monitor.observed() if self.on_gpu else None
 
     @contextmanager
     def settings(self) -> Iterator[None]:

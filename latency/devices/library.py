@@ -1,0 +1,43 @@
+"""What devices share whose library runs on the CPU as well as on a GPU."""
+
+from __future__ import annotations
+
+import platform
+
+from latency.devices.base import Device
+from latency.devices.clock import GPU_SPREAD
+from latency.devices.cuda import Card, require_gpu
+from latency.devices.nvml import GpuMonitor
+from latency.fingerprint import Fingerprint, GpuState, processor
+from latency.precision import require_precision
+
+
+class LibraryDevice(Device):
+    """A library on this CPU, or on the first GPU that CUDA shows where the device's name says "cuda".
+
+    Args:
+        runtime: name and version of the library.
+    """
+
+    def __init__(self, name: str, threads: int, precision: str, runtime: str) -> None:
+        self.name, self.threads, self.precision, self.runtime = name, threads, precision, runtime
+        self.on_gpu = "cuda" in name
+        require_precision(precision, ("fp32", "tf32", "fp16") if self.on_gpu else ("fp32",), name)
+        if self.on_gpu:
+            require_gpu(name)
+            self.card = Card.first()
+            self.monitor = GpuMonitor(self.card.pci_bus_id)
+            self.max_spread = GPU_SPREAD
+
+    def fingerprint(self) -> Fingerprint:
+        return {
+            "device": self.name,
+            **(self.card.fingerprint() if self.on_gpu else {"processor": processor()}),
+            "system": f"{platform.system()} {platform.machine()}",
+            "runtime": self.runtime,
+            "threads": str(self.threads),
+            "precision": self.precision,
+        }
+
+    def observed(self) -> GpuState | None:
+        return self.monitor.observed() if self.on_gpu else None
