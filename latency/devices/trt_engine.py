@@ -84,7 +84,7 @@ class EngineBuilder:
         parser = self.library.OnnxParser(network, self.logger)
         if not parser.parse(lowered(model, self.precision)) or network.num_outputs == 0:
             raise MeasurementError(f"TensorRT's parser refuses the model: {_refusal(parser) or self.logger.reason()}.")
-        config = self._config()
+        config = self.config()
         plan = self._builder.build_serialized_network(network, config)
         if plan is None:
             raise MeasurementError(f"TensorRT cannot build an engine: {self.logger.reason()}")
@@ -94,7 +94,8 @@ class EngineBuilder:
     def _typed(self) -> int:
         return 1 << int(self.library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
-    def _config(self) -> Any:
+    def config(self) -> Any:
+        """TensorRT's settings for one build."""
         config = self._builder.create_builder_config()
         config.builder_optimization_level = OPTIMIZATION_LEVEL
         config.profiling_verbosity = self.library.ProfilingVerbosity.DETAILED

@@ -11,6 +11,7 @@ import pytest
 import latency
 from latency.build import BLOCK, build_table
 from latency.coverage import quick_plan
+from latency.fingerprint import GpuState
 from latency.table import SCHEMA_VERSION, LatencyTable, find_table
 
 
@@ -66,6 +67,21 @@ def test_a_killed_build_keeps_every_finished_block(tmp_path, lawful, tiny_networ
     done = build_table(lawful, tiny_network, plan, kept)
     assert len(LatencyTable.read(done.path)) == len(plan)
     assert sum(calls) == len(plan) + calls[1]  # only the block in flight was measured twice
+
+
+def test_what_a_gpu_said_is_kept_and_older_files_say_nothing(tmp_path, lawful_type, tiny_network, plan) -> None:
+    class Hot(lawful_type):
+        def observed(self) -> GpuState:
+            return GpuState(clock_mhz=1410.0, temperature_c=None, throttled="SwPowerCap")
+
+    table = build_table(Hot(), tiny_network, plan, LatencyTable.open(tmp_path, Hot().fingerprint()))
+    row = LatencyTable.read(table.path).structures.iloc[0]
+    assert row["clock_mhz"] == 1410.0
+    assert pd.isna(row["temperature_c"])
+    assert row["throttled"] == "SwPowerCap"
+    older = pq.read_table(table.path / "table.parquet").drop_columns(["clock_mhz", "temperature_c", "throttled"])
+    pq.write_table(older, table.path / "table.parquet")
+    assert LatencyTable.read(table.path).structures["clock_mhz"].isna().all()
 
 
 def test_repeats_left_by_a_kill_during_compaction_are_dropped(table) -> None:

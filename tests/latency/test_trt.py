@@ -40,6 +40,12 @@ def test_every_precision_is_built(precision: str, batch: int, library, tiny_modu
     assert EngineBuilder(library, precision, capability=ADA).build(net.onnx(net.max_widths))
 
 
+def test_tf32_is_off_unless_asked_for(library) -> None:
+    flag = library.BuilderFlag.TF32
+    allowed = {one: EngineBuilder(library, one, capability=ADA).config().get_flag(flag) for one in trt_engine.PRECISIONS}
+    assert allowed == {"fp32": False, "tf32": True, "fp16": False, "int8": False}
+
+
 def test_half_precision_halves_the_engine(library) -> None:
     net = latency.trace(load("resnet18", num_classes=10), (1, 3, 32, 32), align=8)
     sizes = [len(EngineBuilder(library, one, capability=ADA).build(net.onnx(net.max_widths))) for one in ("fp32", "fp16")]
