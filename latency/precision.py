@@ -14,7 +14,8 @@ PRODUCTS = ("Conv", "Gemm")
 """Operations that run on whole numbers."""
 
 SCALE = 1 / 32
-"""Of activations. Milliseconds do not depend on it; whoever ships an int8 model calibrates it on images."""
+"""Of activations: made up, on the assumption (not measured) that milliseconds do not depend on it; calibrate what
+you ship."""
 
 
 def require_precision(precision: str, offered: tuple[str, ...], device: str) -> None:

@@ -8,7 +8,6 @@ validated in the file. Send both to contribute a device (lut_data/README.md).
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,20 +40,20 @@ def main(
     """Measure and validate DEVICE, and print a table."""
     with reported_by_command():
         from latency import open_device
-        from latency.files import write_whole
         from latency.fingerprint import slug
+        from search.report import read_json, write_json
 
         for kind in precision or ["fp32"]:
             opened = open_device(device, threads=threads, precision=kind, lut=lut)
             file = out / f"{slug(opened.fingerprint())}.json"
             results: dict[str, Any] = {"device": opened.fingerprint(), "networks": {}}
             if file.exists():
-                results = json.loads(file.read_text())
+                results = read_json(file)
             for name, images in itertools.product(network or ["mobilenet_v1", "mobilenet_v2", "resnet50"], batch or [1, 32]):
                 key = f"{name}, batch {images}, {input_size}x{input_size}"
                 if key not in results["networks"]:
                     results["networks"][key] = _checked(opened, name, (images, 3, input_size, input_size), samples, lut)
-                    write_whole(file, (json.dumps(results, indent=2) + "\n").encode())
+                    write_json(file, results)
                 print(_line(key, kind, results["networks"][key]), flush=True)
 
 

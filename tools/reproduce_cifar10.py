@@ -1,8 +1,8 @@
 """python tools/reproduce_cifar10.py --data FOLDER: the paper's comparison on CIFAR-10, with every run in a file.
 
 For each network and each latency budget: the uniformly scaled network, random search, MetaPruning guided by MACs and
-MetaPruning guided by latency, all taking the same measured milliseconds, all trained from scratch by one recipe with
-several seeds. Everything finished is kept under --runs, so the command may be interrupted and goes on.
+MetaPruning guided by latency, all of the same predicted milliseconds, measured together, all trained from scratch by one
+recipe with several seeds. Everything finished is kept under --runs, so the command may be interrupted and goes on.
 """
 
 from __future__ import annotations
