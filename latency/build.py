@@ -14,7 +14,7 @@ from latency.errors import MeasurementError
 from latency.network import Network
 from latency.predictor import OWN_STRUCTURES, LatencyPredictor
 from latency.protocol import Protocol, measure
-from latency.table import LatencyTable
+from latency.table import REFUSED, LatencyTable
 
 BLOCK = 8
 """Structures measured in one session: the disturbed ones of them are visited again, then all are written."""
@@ -49,21 +49,32 @@ def build_table(
     now and when the build is resumed.
 
     Raises:
-        MeasurementError: the device refused every structure.
+        MeasurementError: the device refused every structure so far.
     """
     missing = missing_structures(network, plan, table)
     progress(len(plan) - len(missing))
     for start in range(0, len(missing), BLOCK):
         block = missing[start : start + BLOCK]
         table = _measured(device, network, block, table, protocol)
+        _require_some(device, network, table)
         progress(len(block))
+    _require_some(device, network, table)
     table.compact()
     return table
 
 
+def _require_some(device: Device, network: Network, table: LatencyTable) -> None:
+    reasons = [reason for (signature, _), reason in table.refused.items() if signature == network.signature]
+    if reasons and not table.count(network):
+        raise MeasurementError(
+            f"'{device.name}' refused every structure of {network.name} that it was given ({len(reasons)}), the last because: "
+            f"{reasons[-1]} They are not tried again as long as '{table.path / REFUSED}' lists them."
+        )
+
+
 def missing_structures(network: Network, plan: np.ndarray, table: LatencyTable) -> list[np.ndarray]:
     """The structures of `plan` (int64[P, L]) that have neither been measured nor refused."""
-    known = table.keys | table.refused
+    known = table.keys | table.refused.keys()
     return [widths for widths in plan if (network.signature, tuple(map(int, widths))) not in known]
 
 
@@ -151,9 +162,6 @@ def _measured(
         if len(block) == 1:
             table.refuse(network, block[0], str(error))
             return table
-        reason = error
     for widths in block:
         table = _measured(device, network, [widths], table, protocol)
-    if table.count(network) == 0:
-        raise reason
     return table

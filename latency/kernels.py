@@ -47,6 +47,11 @@ def family_of(kernel_type: str) -> str:
     return kernel_type.partition("+")[0]
 
 
+def operation_of(kernel_type: str) -> str:
+    """A type without its window, group and epilogue: "conv"."""
+    return re.match(r"[a-z]*", kernel_type).group()  # type: ignore[union-attr]
+
+
 def window_area(kernel_type: str) -> int:
     """Positions of the sliding window: 9 for "conv3x3s2+relu", 1 without a window."""
     window = re.search(r"(\d+)x(\d+)s", kernel_type)

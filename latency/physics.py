@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from latency.kernels import KERNEL_FIELDS, family_of, group_size, window_area
+from latency.kernels import KERNEL_FIELDS, family_of, group_size, operation_of, window_area
 
 SHAPE_FIELDS = tuple(name for name in KERNEL_FIELDS if name != "type")
 BLOCKS = (4, 8, 16)
@@ -20,6 +20,9 @@ RESOLUTION_MS = 1e-3
 
 TERMS = 6
 """Columns of `physical_terms`."""
+
+TOWARDS_COMMON = 0.1
+"""How strongly an operation's prices are drawn to those of all, in rows of its mean cost: only where its own say little."""
 
 Columns = Mapping[str, np.ndarray]
 
@@ -78,13 +81,40 @@ class Kernels:
 
 
 class Physics:
-    """Least-squares prices of physical terms."""
+    """Least-squares prices of physical terms: one set for all kernels, and for each operation its own, drawn towards it.
+
+    A grouped convolution, say, runs by another algorithm than a dense one: what it costs at sizes where none was measured
+    follows from its own prices, not from how dense ones behave there.
+    """
 
     def __init__(self, kernels: Kernels, ms: np.ndarray, rows: np.ndarray) -> None:
         terms, weight = kernels.terms(), np.sqrt(rows) / (ms + 3 * RESOLUTION_MS)
-        scale = terms.mean(axis=0) + 1e-12
-        self._prices = nnls(terms / scale * weight[:, None], ms * weight)[0] / scale
+        self._common = _prices(terms, ms, weight)
+        self._own = {}
+        operations = _operations(kernels)
+        for one in np.unique(operations):
+            mine = operations == one
+            self._own[one] = _prices(terms[mine], ms[mine], weight[mine], self._common)
 
     def predict(self, kernels: Kernels) -> np.ndarray:
         """float64[N] milliseconds."""
-        return np.maximum(kernels.terms() @ self._prices, RESOLUTION_MS / 10)
+        prices = [self._own.get(one, self._common) for one in _operations(kernels)]
+        result: np.ndarray = (kernels.terms() * np.array(prices).reshape(-1, TERMS)).sum(axis=1)
+        return np.maximum(result, RESOLUTION_MS / 10)
+
+
+def _operations(kernels: Kernels) -> np.ndarray:
+    return np.array([operation_of(one) for one in kernels.types])
+
+
+def _prices(terms: np.ndarray, ms: np.ndarray, weight: np.ndarray, towards: np.ndarray | None = None) -> np.ndarray:
+    """Non-negative float64[TERMS] that explain ms float64[N] of terms float64[N, TERMS] best; where N rows do not say,
+    near `towards`."""
+    scale = terms.mean(axis=0) + 1e-12
+    design, target = terms / scale * weight[:, None], ms * weight
+    if towards is not None:
+        pull = TOWARDS_COMMON / ms.mean()
+        design = np.vstack([design, pull * np.eye(TERMS)])
+        target = np.concatenate([target, pull * towards * scale])
+    result: np.ndarray = nnls(design, target)[0] / scale
+    return result

@@ -1,9 +1,10 @@
 """What one kernel costs: from physics to all operations to its own family, each level correcting the one before.
 
-Physics (a constant, multiply-adds, the same on padded channels, bytes) is fitted by least squares, once for products and
-once for everything else. A Gaussian process over all operations of a kind corrects it, and one over the kernels of one
-family (the same operation, whatever its epilogue) corrects that. Near measured kernels their own rows decide, with all
-steps and cliffs (alignment, layout conversions); far from them what similar operations cost; and failing that, physics.
+Physics (a constant, multiply-adds, the same on padded channels, bytes) is fitted by least squares, for products and for
+everything else, and for each operation of them. A Gaussian process over all operations of a kind corrects it, and one over
+the kernels of one family (the same operation, whatever its epilogue) corrects that. Near measured kernels their own rows
+decide, with all steps and cliffs (alignment, layout conversions); far from them what similar operations cost; and failing
+that, physics.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from latency.gaussian import Posterior, condition, squared_distances
-from latency.kernels import KERNEL_FIELDS, Kernel, family_of, group_size, window_area
+from latency.kernels import KERNEL_FIELDS, Kernel, family_of, group_size, operation_of, window_area
 from latency.physics import BLOCKS, RESOLUTION_MS, SHAPE_FIELDS, Kernels, Physics
 
 REMAINDER_DISTANCES = (1.0, 0.5, 0.5)
@@ -117,19 +118,14 @@ def _by_epilogue(types: np.ndarray) -> Callable[[Kernels], np.ndarray]:
 
 
 def _by_operation(types: np.ndarray) -> Callable[[Kernels], np.ndarray]:
-    operations = sorted({_operation(one) for one in types})
+    operations = sorted({operation_of(one) for one in types})
 
     def embed(kernels: Kernels) -> np.ndarray:
         stride = np.array([_stride(one) for one in kernels.types])
-        mine = np.array([_operation(one) for one in kernels.types])
+        mine = np.array([operation_of(one) for one in kernels.types])
         return _embedded(kernels, [0.5 * np.log2(stride), *(mine == one for one in operations)])
 
     return embed
-
-
-def _operation(kernel_type: str) -> str:
-    """ "conv" of "conv3x3s2+relu"."""
-    return re.match(r"[a-z]*", kernel_type).group()  # type: ignore[union-attr]
 
 
 def _stride(kernel_type: str) -> int:
@@ -138,7 +134,7 @@ def _stride(kernel_type: str) -> int:
 
 
 def _is_product(kernel_type: str) -> bool:
-    return _operation(kernel_type) in ("conv", "groupconv", "depthwise", "gemm", "matmul")
+    return operation_of(kernel_type) in ("conv", "groupconv", "depthwise", "gemm", "matmul")
 
 
 class KernelRegressor:

@@ -135,18 +135,18 @@ class LatencyTable:
         return {tuple(widths.tolist()): ms for widths, ms in zip(own["widths"], own["latency_ms"], strict=True)}
 
     @property
-    def refused(self) -> frozenset[StructureKey]:
-        """(signature, widths) of every structure that the device would not take, from `REFUSED` beside the table.
+    def refused(self) -> dict[StructureKey, str]:
+        """(signature, widths) of every structure that the device would not take, and why, from `REFUSED` beside the table.
 
         Raises:
             TableError: a line of it is not what `refuse` writes.
         """
         file = self.path / REFUSED
         if not file.exists():
-            return frozenset()
+            return {}
         try:
             records = [json.loads(line) for line in file.read_text().splitlines()]
-            return frozenset((one["signature"], tuple(one["widths"])) for one in records)
+            return {(one["signature"], tuple(one["widths"])): str(one["reason"]) for one in records}
         except (ValueError, KeyError, TypeError) as error:
             raise TableError(f"'{file}' cannot be read ({error}); remove it, and what it lists is tried again.") from error
 

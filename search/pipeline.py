@@ -138,6 +138,8 @@ def _context(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> _Co
 def _claim(context: _Context) -> None:
     """Write the run's configuration into its folder, or see that it is the same as what began there."""
     path, given = context.out / "run.json", context.config.recorded()
+    if context.weights is not None:
+        given["weights_digest"] = context.weights_digest  # the file may have changed under its name
     if not path.exists():
         write_json(path, given)
     stored = read_json(path)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from latency.devices import DEVICES
 from latency.errors import reported_by_command
+from search import options
 from search.config import RunConfig
 from search.progress import Reporter
 from search.report import OutputError
@@ -23,33 +23,31 @@ def main(
     latency: Annotated[str | None, Option(help="Latency budget per batch: 15ms, or 60% of the unpruned network.")] = None,
     macs: Annotated[str | None, Option(help="Budget in multiply-adds an image: 150M, 0.95G..1.05G, 60%.")] = None,
     params: Annotated[str | None, Option(help="Budget in parameters: 2M, 60%.")] = None,
-    network: Annotated[str, Option(help="mobilenet_v1, a torchvision model, or package.module:function.")] = DEFAULTS.network,
-    data: Annotated[str, Option(help="digits, cifar10, or a folder of images or *train.npz and *test.npz.")] = DEFAULTS.data,
-    image_size: Annotated[int | None, Option(help="Side of the images in pixels (default 32; image folders 224).")] = None,
-    device: Annotated[str, Option(help=f"Where it must be fast: {', '.join(DEVICES)}.")] = DEFAULTS.device,
-    threads: Annotated[int, Option(help="CPU threads that the device computes with.")] = DEFAULTS.threads,
-    precision: Annotated[str, Option(help="fp32, or what else the device offers.")] = DEFAULTS.precision,
-    batch: Annotated[int, Option(min=1, help="Images in one batch of the deployed network.")] = DEFAULTS.batch,
-    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = DEFAULTS.align,
+    network: options.NetworkName = DEFAULTS.network,
+    data: options.DataName = DEFAULTS.data,
+    image_size: options.ImageSize = None,
+    device: options.DeviceName = DEFAULTS.device,
+    threads: options.Threads = DEFAULTS.threads,
+    precision: options.Precision = DEFAULTS.precision,
+    batch: options.Batch = DEFAULTS.batch,
+    align: options.Align = DEFAULTS.align,
     weights: Annotated[
         str | None, Option(help="Trained weights to start from: a state dict's file, or torchvision's, such as DEFAULT.")
     ] = None,
     distill: Annotated[bool, Option("--distill", help="Train the pruned networks from the unpruned one's scores too.")] = False,
-    recipe: Annotated[
-        str, Option(help="How PruningNet is trained: paper, light (cheaper generators) or sandwich.")
-    ] = DEFAULTS.recipe,
+    recipe: options.RecipeName = DEFAULTS.recipe,
     pareto: Annotated[bool, Option("--pareto", help="Find networks all along the front of accuracy against latency.")] = False,
     storage: Annotated[
         str | None, Option(help="Database for the search, to be worked on by several processes: postgresql+psycopg2://…")
     ] = None,
-    population: Annotated[int, Option(min=1, help="Structures in a generation.")] = DEFAULTS.population,
-    generations: Annotated[int, Option(min=1, help="Generations of the genetic search.")] = DEFAULTS.generations,
+    population: options.Population = DEFAULTS.population,
+    generations: options.Generations = DEFAULTS.generations,
     pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = DEFAULTS.pruningnet_epochs,
     epochs: Annotated[int, Option(min=1, help="Epochs of the final training from scratch.")] = DEFAULTS.epochs,
-    train_batch: Annotated[int, Option(min=2, help="Images in a training step.")] = DEFAULTS.train_batch,
+    train_batch: options.TrainBatch = DEFAULTS.train_batch,
     seed: Annotated[int, Option(min=0, help="The same seed gives the same result on the same machine.")] = DEFAULTS.seed,
     out: Annotated[Path | None, Option(help="Folder of the run (default: a new one under runs/).")] = None,
-    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
+    lut: options.Lut = Path("lut_data"),
     resume: Annotated[bool, Option("--resume", help="Go on with the run in that folder.")] = False,
     quiet: Annotated[bool, Option("--quiet", help="No progress bars.")] = False,
 ) -> None:

@@ -129,6 +129,9 @@ def test_a_trained_start_and_a_teacher(finished, workplace) -> None:
     assert second[0]["test_accuracy"] > first[0]["test_accuracy"] - 0.1
     assert second[2]["test_accuracy"] > 0.3
     assert len(list((workplace / "runs" / "pruningnets").glob("*.safetensors"))) == 2
+    torch.save({name: tensor + 1e-3 if tensor.is_floating_point() else tensor for name, tensor in weights.items()},
+               workplace / "trained.pth")  # fmt: skip
+    assert "weights_digest" in command([*short, "--resume"], workplace, code=2).stderr
 
 
 def test_a_second_run_uses_the_table_and_the_pruningnet_and_gives_the_same_search(finished, workplace) -> None:
@@ -304,6 +307,27 @@ def test_build_lut_measures_resumes_and_validates(workplace) -> None:
     assert (workplace / "lut.png").read_bytes().startswith(b"\x89PNG")
     refused = command([str(ROOT / "tools/plot_lut.py"), *options, *drawing, "--layer", "99"], workplace, code=2)
     assert "--layer 99 given" in refused.stderr
+
+
+def test_networks_are_listed_with_what_stands_in_their_way(workplace) -> None:
+    tool = str(ROOT / "tools/list_networks.py")
+    done = command([tool, "--network", "squeezenet1_1", "--network", "shufflenet_v2_x0_5"], workplace)
+    assert re.search(r"yes  squeezenet1_1 +\d+ genes", done.stdout)
+    assert re.search(r"no   shufflenet_v2_x0_5 .*reshapes", done.stdout)
+    assert "1 of 2 trace" in done.stdout
+    assert "--network resnet given" in command([tool, "--network", "resnet"], workplace, code=2).stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its core here")
+def test_what_a_busy_neighbour_does_to_a_table_is_told(workplace) -> None:
+    options = ["--network", "tinynet:wide", "--input-size", "24", "--structures", "20"]
+    done = command([str(ROOT / "tools/check_noise.py"), *options], workplace)
+    stable = re.search(r"beside a busy neighbour: (\d+)% of 20 structures stable", done.stdout)
+    assert stable
+    assert 0 <= int(stable[1]) <= 100
+    apart = re.search(r"predictions of \d+ structures differ by ([\d.]+)% \(median\), ([\d.]+)%", done.stdout)
+    assert apart
+    assert float(apart[1]) <= float(apart[2])
 
 
 @pytest.mark.parametrize(

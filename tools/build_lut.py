@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from tqdm import tqdm
 
-from latency.devices import DEVICES
 from latency.errors import MillipruneError, reported_by_command
+from search import options
 
 if TYPE_CHECKING:
     from latency.devices import Device
@@ -22,14 +22,14 @@ Option = typer.Option
 
 
 def main(
-    device: Annotated[str, Option(help=f"One of {', '.join(DEVICES)}.")] = "ort",
+    device: options.DeviceName = "ort",
     network: Annotated[list[str] | None, Option(help="May be given several times (default: mobilenet_v1).")] = None,
-    input_size: Annotated[int, Option(min=8, help="Side of the images in pixels.")] = 224,
-    batch: Annotated[int, Option(min=1, help="Images in a batch.")] = 1,
-    num_classes: Annotated[int, Option(min=1, help="Outputs of the classifier.")] = 1000,
-    threads: Annotated[int, Option(help="CPU threads that compute.")] = 1,
-    precision: Annotated[str, Option(help="fp32, or what else the device offers.")] = "fp32",
-    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = None,
+    input_size: options.InputSize = 224,
+    batch: options.Batch = 1,
+    num_classes: options.NumClasses = 1000,
+    threads: options.Threads = 1,
+    precision: options.Precision = "fp32",
+    align: options.Align = None,
     coverage: Annotated[
         str,
         Option(
@@ -38,7 +38,7 @@ def main(
         ),
     ] = "quick",
     minutes: Annotated[float | None, Option(min=0.01, help="Adaptive coverage stops after this time for each network.")] = None,
-    out: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
+    out: options.Lut = Path("lut_data"),
 ) -> None:
     """Measure structures of NETWORK on DEVICE. Interrupt it whenever you like: the same command goes on."""
     with reported_by_command():

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from latency.devices import DEVICES
 from latency.errors import reported_by_command
+from search import options
 
 if TYPE_CHECKING:
     from latency.devices import Device
@@ -25,16 +25,16 @@ Option = typer.Option
 
 
 def main(
-    device: Annotated[str, Option(help=f"One of {', '.join(DEVICES)}.")] = "ort",
+    device: options.DeviceName = "ort",
     network: Annotated[
         list[str] | None, Option(help="May be given several times (default: mobilenet_v1, mobilenet_v2, resnet50).")
     ] = None,
     batch: Annotated[list[int] | None, Option(help="May be given several times (default: 1, 32).")] = None,
     precision: Annotated[list[str] | None, Option(help="May be given several times (default: fp32).")] = None,
-    input_size: Annotated[int, Option(min=8, help="Side of the images in pixels.")] = 224,
+    input_size: options.InputSize = 224,
     samples: Annotated[int, Option(min=2, help="Structures never profiled, of each network.")] = 50,
-    threads: Annotated[int, Option(help="CPU threads that compute.")] = 1,
-    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
+    threads: options.Threads = 1,
+    lut: options.Lut = Path("lut_data"),
     out: Annotated[Path, Option(help="Folder of the results, one file a device and precision.")] = Path("results/devices"),
 ) -> None:
     """Measure and validate DEVICE, and print a table."""

@@ -16,13 +16,14 @@ import typer
 from tqdm import tqdm
 
 from latency.errors import reported_by_command
+from search import options
 
 Option = typer.Option
 
 
 def main(
-    network: Annotated[str, Option(help="Network whose structures are measured.")] = "mobilenet_v1",
-    input_size: Annotated[int, Option(min=8, help="Side of the images in pixels.")] = 224,
+    network: options.NetworkName = "mobilenet_v1",
+    input_size: options.InputSize = 224,
     structures: Annotated[int, Option(min=20, help="Measured for each table.")] = 40,
 ) -> None:
     """Print how far the two predictions are apart, and how many structures were flagged unstable."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latency.errors import reported_by_command
+from search import options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,21 +25,19 @@ Option = typer.Option
 
 
 def main(
-    data: Annotated[str, Option(help="digits, cifar10, or a folder.")] = "cifar10",
-    network: Annotated[str, Option(help="mobilenet_v1, a torchvision model, or package.module:function.")] = (
-        "pruning.cifar:mobilenet_v1_half"
-    ),
+    data: options.DataName = "cifar10",
+    network: options.NetworkName = ("pruning.cifar:mobilenet_v1_half"),
     latency: Annotated[str, Option(help="Budget, as in a search.")] = "50%",
-    device: Annotated[str, Option(help="Whose latency the budget is of.")] = "ort",
+    device: options.DeviceName = "ort",
     structures: Annotated[int, Option(min=4, help="Random structures within the budget.")] = 20,
-    images: Annotated[int | None, Option(min=100, help="Training images (default: all).")] = None,
+    images: options.TrainingImages = None,
     epochs: Annotated[int, Option(min=1, help="Epochs of training from scratch.")] = 8,
     seeds: Annotated[int, Option(min=1, help="Trainings from scratch of each structure.")] = 1,
     random_epochs: Annotated[int, Option(min=1, help="Epochs of a PruningNet on one random structure a step.")] = 18,
     sandwich_epochs: Annotated[int, Option(min=1, help="Epochs on the sandwich, which costs two to three times as much.")] = 8,
-    train_batch: Annotated[int, Option(min=2, help="Images in a training step.")] = 128,
-    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
-    runs: Annotated[Path, Option(help="Folder of checkpoints.")] = Path("runs/experiments"),
+    train_batch: options.TrainBatch = 128,
+    lut: options.Lut = Path("lut_data"),
+    runs: options.Runs = Path("runs/experiments"),
     out: Annotated[Path, Option(help="File for all figures.")] = Path("results/ranking.json"),
 ) -> None:
     """Print Kendall τ and Spearman ρ of every kind of PruningNet with training from scratch."""

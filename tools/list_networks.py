@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import warnings
+from typing import Annotated
 
-import torch
-from torchvision import models
+import typer
 
-from latency import trace
-from latency.errors import MillipruneError
+from latency.errors import MillipruneError, reported_by_command
+
+Option = typer.Option
 
 
-def main() -> None:
+def main(
+    network: Annotated[list[str] | None, Option(help="May be given several times (default: all of torchvision's).")] = None,
+) -> None:
     """One line a model: its genes, or the first thing that cannot be followed."""
-    warnings.simplefilter("ignore")
-    names = models.list_models(module=models)
-    traced = 0
-    for name in names:
-        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        with torch.device("cpu" if name.startswith("regnet") else "meta"):  # shapes are enough, but regnets compute theirs
-            module = models.get_model(name, weights=None, **options)
-        try:
-            network = trace(module, (1, 3, 224, 224), name=name)
-        except MillipruneError as error:
-            print(f"no   {name:22} {error}", flush=True)
-        else:
-            traced += 1
-            print(f"yes  {name:22} {len(network.genes)} genes, {len(network.layers)} layers", flush=True)
-    print(f"{traced} of {len(names)} trace")
+    with reported_by_command():
+        from torchvision import models
+
+        warnings.simplefilter("ignore")
+        known = models.list_models(module=models)
+        for name in network or []:
+            if name not in known:
+                raise MillipruneError(f"--network {name} given; expected one of torchvision's: {', '.join(known)}.")
+        names = network or known
+        traced = sum(_traces(name) for name in names)
+        print(f"{traced} of {len(names)} trace")
+
+
+def _traces(name: str) -> bool:
+    """Whether a model traces; says so."""
+    import torch
+    from torchvision import models
+
+    from latency import trace
+
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):  # shapes are enough, but regnets compute theirs
+        module = models.get_model(name, weights=None, **options)
+    try:
+        network = trace(module, (1, 3, 224, 224), name=name)
+    except MillipruneError as error:
+        print(f"no   {name:22} {error}", flush=True)
+        return False
+    print(f"yes  {name:22} {len(network.genes)} genes, {len(network.layers)} layers", flush=True)
+    return True
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latency.errors import MillipruneError, reported_by_command
+from search import options
 
 if TYPE_CHECKING:
     from latency.network import Network
@@ -21,11 +22,11 @@ Option = typer.Option
 
 
 def main(
-    network: Annotated[str, Option(help="Network whose layer is drawn.")] = "mobilenet_v1",
+    network: options.NetworkName = "mobilenet_v1",
     layer: Annotated[int, Option(min=0, help="Position of the kernel in the network.")] = 6,
-    input_size: Annotated[int, Option(min=8, help="Side of the images in pixels.")] = 224,
-    batch: Annotated[int, Option(min=1, help="Images in a batch.")] = 1,
-    num_classes: Annotated[int, Option(min=1, help="Outputs of the classifier.")] = 1000,
+    input_size: options.InputSize = 224,
+    batch: options.Batch = 1,
+    num_classes: options.NumClasses = 1000,
     align: Annotated[int, Option(min=1, help="Widths in multiples of this.")] = 1,
     lut: Annotated[str, Option(help="A device under lut_data/, or the path of a table.")] = "ort",
     validation: Annotated[Path | None, Option(help="JSON of tools/validate_lut.py: predicted against measured.")] = None,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latency.errors import reported_by_command
+from search import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,20 +39,20 @@ Option = typer.Option
 
 
 def main(
-    data: Annotated[str, Option(help="cifar10, or a folder that holds it.")] = "cifar10",
+    data: options.DataName = "cifar10",
     network: Annotated[list[str] | None, Option(help="May be given several times (default: all of pruning.cifar).")] = None,
     budget: Annotated[list[int] | None, Option(help="Per cent of the unpruned latency (default: 75, 50, 25).")] = None,
-    device: Annotated[str, Option(help="Where the networks must be fast.")] = "ort",
-    images: Annotated[int | None, Option(min=100, help="Training images (default: all).")] = None,
-    recipe: Annotated[str, Option(help="How PruningNet is trained: paper, light or sandwich.")] = "paper",
+    device: options.DeviceName = "ort",
+    images: options.TrainingImages = None,
+    recipe: options.RecipeName = "paper",
     pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = 60,
     epochs: Annotated[int, Option(min=1, help="Epochs of training from scratch.")] = 100,
-    train_batch: Annotated[int, Option(min=2, help="Images in a training step.")] = 128,
-    population: Annotated[int, Option(min=1, help="Structures in a generation.")] = 50,
-    generations: Annotated[int, Option(min=1, help="Generations of each search.")] = 20,
+    train_batch: options.TrainBatch = 128,
+    population: options.Population = 50,
+    generations: options.Generations = 20,
     seeds: Annotated[int, Option(min=1, help="Trainings from scratch of each network.")] = 3,
-    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
-    runs: Annotated[Path, Option(help="Folder of journals and checkpoints.")] = Path("runs/experiments"),
+    lut: options.Lut = Path("lut_data"),
+    runs: options.Runs = Path("runs/experiments"),
     out: Annotated[Path, Option(help="File for all figures.")] = Path("results/cifar10.json"),
 ) -> None:
     """Print and write the table."""

@@ -9,22 +9,23 @@ import typer
 from tqdm import tqdm
 
 from latency.errors import reported_by_command
+from search import options
 
 Option = typer.Option
 
 
 def main(
-    network: Annotated[str, Option(help="mobilenet_v1, a torchvision model, or package.module:function.")] = "mobilenet_v1",
-    data: Annotated[str, Option(help="digits, cifar10, or a folder.")] = "digits",
-    image_size: Annotated[int | None, Option(help="Side of the images in pixels (default 32; image folders 224).")] = None,
-    batch: Annotated[int, Option(min=1, help="Images in one batch of the deployed network, as in the search.")] = 1,
-    device: Annotated[str, Option(help="Of the search: it decides which multiples widths are.")] = "ort",
-    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = None,
-    recipe: Annotated[str, Option(help="paper, light (cheaper generators) or sandwich.")] = "paper",
+    network: options.NetworkName = "mobilenet_v1",
+    data: options.DataName = "digits",
+    image_size: options.ImageSize = None,
+    batch: options.Batch = 1,
+    device: options.DeviceName = "ort",
+    align: options.Align = None,
+    recipe: options.RecipeName = "paper",
     epochs: Annotated[int, Option(min=1)] = 40,
-    train_batch: Annotated[int, Option(min=2, help="Images in a training step, of all processes together.")] = 64,
+    train_batch: options.TrainBatch = 64,
     seed: Annotated[int, Option(min=0)] = 0,
-    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
+    lut: options.Lut = Path("lut_data"),
     out: Annotated[Path, Option(help="Folder of PruningNets; searches under runs/ look here.")] = Path("runs/pruningnets"),
 ) -> None:
     """Train it, or go on where it stopped. A search with the same options finds it.

@@ -10,25 +10,25 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from latency.devices import DEVICES
 from latency.errors import reported_by_command
+from search import options
 
 Option = typer.Option
 
 
 def main(
-    device: Annotated[str, Option(help=f"One of {', '.join(DEVICES)}.")] = "ort",
-    network: Annotated[str, Option(help="Network whose structures are measured.")] = "mobilenet_v1",
+    device: options.DeviceName = "ort",
+    network: options.NetworkName = "mobilenet_v1",
     samples: Annotated[int, Option(min=2, help="Random structures.")] = 50,
     pairs: Annotated[int, Option(min=2, help="Pairs of structures that differ in one gene.")] = 20,
     seed: Annotated[int, Option(min=0, help="Of the random structures.")] = 0,
-    input_size: Annotated[int, Option(min=8, help="Side of the images in pixels.")] = 224,
-    batch: Annotated[int, Option(min=1, help="Images in a batch.")] = 1,
-    num_classes: Annotated[int, Option(min=1, help="Outputs of the classifier.")] = 1000,
-    threads: Annotated[int, Option(help="CPU threads that compute.")] = 1,
-    precision: Annotated[str, Option(help="fp32, or what else the device offers.")] = "fp32",
-    align: Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")] = None,
-    lut: Annotated[Path, Option(help="Folder of latency tables.")] = Path("lut_data"),
+    input_size: options.InputSize = 224,
+    batch: options.Batch = 1,
+    num_classes: options.NumClasses = 1000,
+    threads: options.Threads = 1,
+    precision: options.Precision = "fp32",
+    align: options.Align = None,
+    lut: options.Lut = Path("lut_data"),
     json_out: Annotated[Path | None, Option("--json", help="Also write all figures and rows to this file.")] = None,
 ) -> None:
     """Measure SAMPLES structures that the table does not hold, twice, and compare."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,13 @@ class GpuMonitor:
         self._temperatures: list[int] = []
         self._reasons: set[str] = set()
         if pynvml is None:
+            _warn("install nvidia-ml-py")
             return
         try:
             pynvml.nvmlInit()
             self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
-        except pynvml.NVMLError:
-            return
+        except pynvml.NVMLError as error:
+            _warn(f"NVML says: {error}")
 
     def undisturbed(self) -> bool:
         """Take a sample; False where the card is being slowed down."""
@@ -58,6 +60,10 @@ class GpuMonitor:
         )
         self._clocks, self._temperatures, self._reasons = [], [], set()
         return state
+
+
+def _warn(why: str) -> None:
+    warnings.warn(f"clock and temperature of the GPU are not recorded, and slowed samples are not noticed: {why}", stacklevel=3)
 
 
 def slowing_reasons(mask: int) -> set[str]:

@@ -224,6 +224,7 @@ def test_the_link_rises_and_is_inverted_exactly(scores: list[float], power: floa
 def test_agreement_against_figures_worked_out_by_hand() -> None:
     figures = agreement(np.array([1.0, 2.0, 4.0, 8.0]), np.array([1.04, 1.84, 4.32, 6.0]))
     assert figures["mape"] == pytest.approx((0.04 + 0.08 + 0.08 + 0.25) / 4)
+    assert figures["bias"] == pytest.approx(-0.02)
     assert figures["within_5"] == 0.25
     assert figures["within_10"] == 0.75
     assert figures["kendall_tau"] == 1.0

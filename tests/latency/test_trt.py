@@ -139,8 +139,9 @@ needs_no_gpu = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this ma
 
 
 @needs_no_gpu
-def test_without_a_card_the_monitor_is_silent() -> None:
-    monitor = GpuMonitor("0000:00:00.0")
+def test_without_a_card_the_monitor_says_so_once_and_measuring_goes_on() -> None:
+    with pytest.warns(UserWarning, match="not recorded.*NVML says"):
+        monitor = GpuMonitor("0000:00:00.0")
     assert monitor.undisturbed()
     assert monitor.observed().clock_mhz is None
 

@@ -1,0 +1,30 @@
+"""Command-line options that several commands have, each stated once. Their defaults are the commands' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from latency.devices import DEVICES
+
+DeviceName = Annotated[str, Option(help=f"Where networks must be fast: {', '.join(DEVICES)}.")]
+Threads = Annotated[int, Option(help="CPU threads that the device computes with.")]
+Precision = Annotated[str, Option(help="fp32, or what else the device offers.")]
+Lut = Annotated[Path, Option(help="Folder of latency tables.")]
+
+NetworkName = Annotated[str, Option(help="mobilenet_v1, a torchvision model, or package.module:function.")]
+InputSize = Annotated[int, Option(min=8, help="Side of the images in pixels.")]
+Batch = Annotated[int, Option(min=1, help="Images in one batch of the deployed network.")]
+NumClasses = Annotated[int, Option(min=1, help="Outputs of the classifier.")]
+Align = Annotated[int | None, Option(min=1, help="Widths in multiples of this (default: as measured).")]
+
+DataName = Annotated[str, Option(help="digits, cifar10, or a folder of images or *train.npz and *test.npz.")]
+ImageSize = Annotated[int | None, Option(help="Side of the images in pixels (default 32; image folders 224).")]
+TrainingImages = Annotated[int | None, Option(min=100, help="Training images (default: all).")]
+RecipeName = Annotated[str, Option(help="How PruningNet is trained: paper, light (cheaper generators) or sandwich.")]
+TrainBatch = Annotated[int, Option(min=2, help="Images in a training step, of all processes together.")]
+Population = Annotated[int, Option(min=1, help="Structures in a generation.")]
+Generations = Annotated[int, Option(min=1, help="Generations of each search.")]
+Runs = Annotated[Path, Option(help="Folder of journals and checkpoints.")]
