@@ -68,7 +68,7 @@ def _require_some(device: Device, network: Network, table: LatencyTable) -> None
     if reasons and not table.count(network):
         raise MeasurementError(
             f"'{device.name}' refused every structure of {network.name} that it was given ({len(reasons)}), the last because: "
-            f"{reasons[-1]} They are not tried again as long as '{table.path / REFUSED}' lists them."
+            f"{reasons[-1].rstrip('.')}. They are not tried again as long as '{table.path / REFUSED}' lists them."
         )
 
 

@@ -26,7 +26,7 @@ Option = typer.Option
 
 def main(
     data: options.DataName = "cifar10",
-    network: options.NetworkName = ("pruning.cifar:mobilenet_v1_half"),
+    network: options.NetworkName = "pruning.cifar:mobilenet_v1_half",
     latency: Annotated[str, Option(help="Budget, as in a search.")] = "50%",
     device: options.DeviceName = "ort",
     structures: Annotated[int, Option(min=4, help="Random structures within the budget.")] = 20,
