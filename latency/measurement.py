@@ -15,11 +15,11 @@ class Measurement:
     """What a device says of one model. Milliseconds per batch.
 
     Attributes:
-        latency_ms: end to end, unprofiled: a low quantile of `rounds_ms`.
+        latency_ms: end to end, unprofiled: the mean of the fastest of `rounds_ms`.
         kernels: one row for each kernel in execution order: type, batch, cin, cout, height, width, out_height,
             out_width, ms. The ms sum to `latency_ms`.
-        rounds_ms: float64[R], the median of every round measured.
-        stable: whether the rounds agree; unstable ones have been repeated up to the protocol's limit.
+        rounds_ms: float64[R], the fastest run of every round measured.
+        stable: whether enough undisturbed rounds agree; unstable ones have been repeated up to the protocol's limit.
         conditions: of the machine meanwhile.
     """
 

@@ -37,8 +37,8 @@ class Device(ABC):
     """Something that measures ONNX models."""
 
     name: str
-    max_spread = 0.04
-    """How far rounds of a stable measurement may lie above the latency, relative to it."""
+    max_spread = 0.03
+    """How far rounds may lie above the latency, relative to it, and agree with it."""
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:

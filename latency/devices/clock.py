@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from latency.devices.core import CoreMonitor
 from latency.devices.nvml import GpuMonitor
 from latency.fingerprint import preemptions
 
@@ -23,28 +24,49 @@ COOL_AFTER_S = 0.05
 """Without work for longer than this a GPU counts as having idled."""
 
 SAMPLE_MS = 1.0
-"""Shorter networks are replayed until a sample takes this long: events resolve half a microsecond."""
+"""Shorter networks are run until a sample takes this long: GPU events resolve half a microsecond, and a CPU core is looked at
+after each sample."""
 
 
-def cpu_times_ms(run: Callable[[], object], runs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Wall-clock milliseconds of single runs, float64[runs]; and bool[runs], which of them had the core to themselves.
+class CpuClock:
+    """Times single runs of a model on a CPU that others use.
 
-    A run during which another process took the core is repeated, up to `PATIENCE` times, after a pause: who has slept is
-    left alone for a while.
+    Args:
+        run: the model, once.
+        core: of the device, shared by all models on it.
     """
-    quiet: list[float] = []
-    disturbed: list[float] = []
-    while len(quiet) < runs and len(quiet) + len(disturbed) < PATIENCE * runs:
-        preempted, begun = preemptions(), time.perf_counter()
-        run()
-        elapsed = time.perf_counter() - begun
-        if preemptions() == preempted:
-            quiet.append(elapsed * 1000)
-        else:
-            disturbed.append(elapsed * 1000)
-            time.sleep(elapsed)
-    times = np.array((quiet + sorted(disturbed))[:runs])
-    return times, np.arange(runs) < len(quiet)
+
+    def __init__(self, run: Callable[[], object], core: CoreMonitor) -> None:
+        self._run, self._core = run, core
+
+    def times_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
+        """Wall-clock milliseconds float64[runs], and bool[runs], which of them had the core to themselves.
+
+        Disturbed runs are repeated, up to `PATIENCE` times; after a pause where another process took the core: who has
+        slept is left alone for a while.
+        """
+        quiet: list[float] = []
+        disturbed: list[float] = []
+        self._core.undisturbed()
+        while len(quiet) < runs and len(quiet) + len(disturbed) < PATIENCE * runs:
+            preempted = preemptions()
+            stretch = self._stretch(runs)
+            taken = preemptions() != preempted
+            alone = self._core.undisturbed() and not taken
+            (quiet if alone else disturbed).extend(stretch)
+            if taken:
+                time.sleep(sum(stretch) / 1000)
+        times = np.array((quiet + sorted(disturbed))[:runs])
+        return times, np.arange(runs) < len(quiet)
+
+    def _stretch(self, runs: int) -> list[float]:
+        """At most so many runs, which together take a millisecond, as long as a look at the core is worth."""
+        times: list[float] = []
+        while len(times) < runs and sum(times) < SAMPLE_MS:
+            begun = time.perf_counter()
+            self._run()
+            times.append((time.perf_counter() - begun) * 1000)
+        return times
 
 
 def mean_of_quiet(durations: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ import platform
 
 from latency.devices.base import Device
 from latency.devices.clock import GPU_SPREAD
+from latency.devices.core import CoreMonitor
 from latency.devices.cuda import Card, require_gpu
 from latency.devices.nvml import GpuMonitor
 from latency.fingerprint import Fingerprint, GpuState, processor
@@ -23,6 +24,7 @@ class LibraryDevice(Device):
         self.name, self.threads, self.precision, self.runtime = name, threads, precision, runtime
         self.on_gpu = "cuda" in name
         require_precision(precision, ("fp32", "tf32", "fp16") if self.on_gpu else ("fp32",), name)
+        self.core = CoreMonitor()
         if self.on_gpu:
             require_gpu(name)
             self.card = Card.first()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latency.devices.base import Events
-from latency.devices.clock import GpuClock, cpu_times_ms, mean_of_quiet
+from latency.devices.clock import CpuClock, GpuClock, mean_of_quiet
 from latency.devices.library import LibraryDevice
 from latency.errors import DeviceUnavailable, MeasurementError
 from latency.precision import lowered
@@ -60,8 +60,9 @@ class OrtModel:
     def __init__(self, model: bytes, device: OrtDevice) -> None:
         self._model, self._device = model, device
         self._folder = tempfile.TemporaryDirectory(prefix="milliprune-")
-        if device.on_gpu:
-            self._clock = GpuClock(self._elapsed_ms, device.monitor)
+        self._clock = (
+            GpuClock(self._elapsed_ms, device.monitor) if device.on_gpu else CpuClock(lambda: self.run(1), device.core)
+        )
         self._open(profiling=True)
 
     def _open(self, profiling: bool) -> None:
@@ -110,9 +111,7 @@ class OrtModel:
         return [(_names(event, operations[event]), mean_of_quiet(ms[2:])) for event, ms in durations.items()]
 
     def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._device.on_gpu:
-            return self._clock.times_ms(runs)
-        return cpu_times_ms(lambda: self.run(1), runs)
+        return self._clock.times_ms(runs)
 
     def run(self, times: int) -> None:
         for _ in range(times):

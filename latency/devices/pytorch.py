@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor, fx
 
 from latency.devices.base import Events
-from latency.devices.clock import GpuClock, cpu_times_ms, mean_of_quiet
+from latency.devices.clock import CpuClock, GpuClock, mean_of_quiet
 from latency.devices.library import LibraryDevice
 from latency.devices.torch_graph import torch_module
 from latency.errors import DeviceUnavailable, MeasurementError
@@ -65,8 +65,11 @@ class TorchModel:
         with device.settings(), _explained():
             self._module(*self._inputs)
             self._ready: Any = self._compiled() if device.compiled else self._module
-        if device.on_gpu:
-            self._clock = GpuClock(self._elapsed_ms, device.monitor)
+        self._clock = (
+            GpuClock(self._elapsed_ms, device.monitor)
+            if device.on_gpu
+            else CpuClock(lambda: self._ready(*self._inputs), device.core)
+        )
 
     def _compiled(self) -> Any:
         torch.compiler.reset()  # every structure is another program; recompilation limits count them as one
@@ -83,9 +86,8 @@ class TorchModel:
 
     def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         with self._device.settings():
-            if not self._device.on_gpu:
-                return cpu_times_ms(lambda: self._ready(*self._inputs), runs)
-            self._graph = self._graph or self._captured()
+            if self._device.on_gpu:
+                self._graph = self._graph or self._captured()
             return self._clock.times_ms(runs)
 
     def run(self, times: int) -> None:

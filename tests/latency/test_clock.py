@@ -1,10 +1,13 @@
 """The clocks of devices, on durations that are scripted."""
 
+import time
+
 import numpy as np
 import pytest
 
 from latency.devices import clock
-from latency.devices.clock import GpuClock, mean_of_quiet
+from latency.devices.clock import CpuClock, GpuClock, mean_of_quiet
+from latency.devices.core import CoreMonitor
 from latency.devices.nvml import GpuMonitor
 
 
@@ -69,3 +72,83 @@ def test_samples_of_a_slowed_card_are_told_apart(monkeypatch) -> None:
 def test_bursts_do_not_enter_the_mean_of_quiet_runs() -> None:
     assert mean_of_quiet([1.0, 1.2, 9.0, 1.1, 8.0]) == pytest.approx(1.1)
     assert mean_of_quiet([3.0]) == 3.0
+
+
+class Core:
+    """Scripted: whether it was undisturbed, call by call; then always."""
+
+    def __init__(self, *script: bool) -> None:
+        self.script = list(script)
+
+    def undisturbed(self) -> bool:
+        return self.script.pop(0) if self.script else True
+
+
+def busy(ms: float) -> None:
+    end = time.perf_counter() + ms / 1000
+    while time.perf_counter() < end:
+        pass
+
+
+def test_runs_beside_a_neighbour_are_repeated() -> None:
+    runs = []
+    times, quiet = CpuClock(lambda: (runs.append(1), busy(1.2)), Core(True, False, True, False, True)).times_ms(2)
+    assert quiet.all()
+    assert len(times) == 2
+    assert len(runs) >= 4
+
+
+def test_with_a_neighbour_that_stays_all_runs_are_given_and_none_called_quiet() -> None:
+    runs = []
+    core = Core(*[False] * 100)
+    times, quiet = CpuClock(lambda: (runs.append(1), busy(1.2)), core).times_ms(2)
+    assert not quiet.any()
+    assert len(times) == 2
+    assert len(runs) == 2 * clock.PATIENCE
+
+
+def test_short_runs_share_a_look_at_the_core() -> None:
+    core = Core(*[True] * 100)
+    times, _ = CpuClock(lambda: busy(0.01), core).times_ms(50)
+    assert len(times) == 50
+    assert len(core.script) > 80
+
+
+class Probed(CoreMonitor):
+    """A core whose probes take as long as is scripted."""
+
+    def __init__(self, *seconds: float) -> None:
+        super().__init__()
+        self._shortest = 1.0
+        self.seconds = list(seconds)
+
+    def _probe(self) -> float:
+        return self.seconds[0]
+
+    def sees(self, seconds: float) -> bool:
+        self.seconds = [seconds]
+        return self.undisturbed()
+
+
+def test_a_core_is_undisturbed_when_it_was_free_before_and_after() -> None:
+    core = Probed()
+    assert not core.sees(1.0)  # nothing is known of before
+    assert core.sees(1.05)
+    assert not core.sees(1.5)
+    assert not core.sees(1.0)
+    assert core.sees(1.0)
+
+
+def test_a_core_that_has_become_slower_for_good_is_believed_in_the_end() -> None:
+    core = Probed()
+    core.sees(1.0)
+    looks = 0
+    while not core.sees(1.3):
+        looks += 1
+    assert 10_000 < looks < 30_000
+
+
+def test_a_real_core_is_found_free_now_and_then() -> None:
+    """Whatever the machine does meanwhile: the shortest probe ever seen must be believed."""
+    core = CoreMonitor()
+    assert any(core.undisturbed() for _ in range(2000))
