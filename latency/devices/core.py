@@ -12,9 +12,9 @@ SIZE, PRODUCTS = 48, 20
 FULL_SPEED = 1.1
 """A probe that takes up to so many times the shortest found the core free. With a neighbour it takes 1.5 times that."""
 
-FORGOTTEN = 1e-5
+FORGOTTEN = 3e-5
 """By how much each probe lengthens the shortest that is remembered: a processor that has become slower for good, a hot one
-say, is believed after a minute or two."""
+say, is believed after half a minute. The neighbours seen so far paused within seconds."""
 
 FIRST_LOOK_S = 0.2
 

@@ -45,7 +45,11 @@ class GpuMonitor:
             self._clocks.append(pynvml.nvmlDeviceGetClockInfo(self._handle, pynvml.NVML_CLOCK_SM))
             self._temperatures.append(pynvml.nvmlDeviceGetTemperature(self._handle, pynvml.NVML_TEMPERATURE_GPU))
             mask = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
-        except pynvml.NVMLError:  # some cards do not tell
+        except pynvml.NVMLError_NotSupported:  # some cards do not tell
+            return True
+        except pynvml.NVMLError as error:  # a lost card says so a thousand times
+            self._handle = None
+            _warn(f"NVML says: {error}")
             return True
         reasons = slowing_reasons(mask)
         self._reasons |= reasons
