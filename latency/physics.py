@@ -13,45 +13,52 @@ from latency.kernels import KERNEL_FIELDS, family_of, group_size, operation_of, 
 
 SHAPE_FIELDS = tuple(name for name in KERNEL_FIELDS if name != "type")
 BLOCKS = (4, 8, 16)
-"""Channel blocks of vector units; the largest is what padded sizes are computed with."""
+"""Channel blocks of vector units: 4 on ARM, 8 with AVX2, 16 with AVX-512. Which of them a device pads to, prices tell."""
 
 RESOLUTION_MS = 1e-3
 """Profilers count microseconds: differences far below that carry no information."""
 
-TERMS = 6
+GROUPS = 4
+"""The column of groups: only grouped convolutions have any."""
+
+TERMS = 5 + len(BLOCKS)
 """Columns of `physical_terms`."""
 
 TOWARDS_COMMON = 0.1
 """How strongly an operation's prices are drawn to those of all, in rows of its mean cost: only where its own say little."""
 
+GROUPS_TO_NOTHING = 1.0
+"""How strongly the price of a group is drawn to 0: what else can explain the cost comes first."""
+
 Columns = Mapping[str, np.ndarray]
 
 
 def physical_terms(family: str, columns: Columns) -> np.ndarray:
-    """float64[N, TERMS]: 1, multiply-adds, the same on padded channels, weights, activations read and written, groups."""
+    """float64[N, TERMS]: 1, multiply-adds, weights, activations read and written, groups; and multiply-adds on channels
+    padded to each of BLOCKS."""
     batch, cin, cout = (columns[name].astype(np.float64) for name in ("batch", "cin", "cout"))
     inside = columns["height"] * columns["width"] * batch
     outside = columns["out_height"] * columns["out_width"] * batch
-    area, read = window_area(family), _channels_read(family, cin)
-    padded_read, padded_cout = _channels_read(family, _padded(cin)), _padded(cout)
-    groups = np.zeros_like(cin)
-    if family.startswith("groupconv"):  # every group is padded by itself
-        padded_read, groups = _padded(read), cin / read
-        padded_cout = groups * _padded(cout / groups)
-    terms = (np.ones_like(cin), area * read * cout * outside, area * padded_read * padded_cout * outside, area * read * cout,
-             cin * inside + cout * outside, groups)  # fmt: skip
+    area, (read, made) = window_area(family), channels_of_a_group(family, cin, cout)
+    groups = cout / made
+    if not family.startswith(("conv", "groupconv", "gemm", "matmul")):
+        read = np.ones_like(cin)  # each output has one channel behind it, its own
+    padded = [area * _padded(read, block) * _padded(made, block) * groups * outside for block in BLOCKS]
+    terms = (np.ones_like(cin), area * read * cout * outside, area * read * cout, cin * inside + cout * outside,
+             np.where(groups > 1, groups, 0), *padded)  # fmt: skip
     return np.stack(np.broadcast_arrays(*terms), axis=1)
 
 
-def _channels_read(family: str, cin: np.ndarray) -> np.ndarray:
-    """Input channels behind one output: all of a product, those of its group, or its own."""
-    if family.startswith("groupconv"):
-        return np.full_like(cin, group_size(family))
-    return cin if family.startswith(("conv", "gemm", "matmul")) else np.ones_like(cin)
+def channels_of_a_group(family: str, cin: np.ndarray, cout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(read, made): channels of one group of a grouped convolution, which is what is padded; all channels of anything else."""
+    if not family.startswith("groupconv"):
+        return cin, cout
+    size = group_size(family)
+    return np.full_like(cin, size), cout * size / cin
 
 
-def _padded(channels: np.ndarray) -> np.ndarray:
-    return np.ceil(channels / BLOCKS[-1]) * BLOCKS[-1]
+def _padded(channels: np.ndarray, block: int) -> np.ndarray:
+    return np.where(channels > 1, np.ceil(channels / block) * block, channels)
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,14 @@ class Physics:
     """Least-squares prices of physical terms: one set for all kernels, and for each operation its own, drawn towards it.
 
     A grouped convolution, say, runs by another algorithm than a dense one: what it costs at sizes where none was measured
-    follows from its own prices, not from how dense ones behave there.
+    follows from its own prices, not from how dense ones behave there. What a group costs is no common price: all that other
+    prices leave unexplained of grouped convolutions would end there (ResNeXt's groups have equally many multiply-adds in all
+    its stages, so that its own kernels cannot tell the two apart).
     """
 
     def __init__(self, kernels: Kernels, ms: np.ndarray, rows: np.ndarray) -> None:
         terms, weight = kernels.terms(), np.sqrt(rows) / (ms + 3 * RESOLUTION_MS)
-        self._common = _prices(terms, ms, weight)
+        self._common = _prices(np.where(np.arange(TERMS) == GROUPS, 0, terms), ms, weight)
         self._own = {}
         operations = _operations(kernels)
         for one in np.unique(operations):
@@ -113,8 +122,8 @@ def _prices(terms: np.ndarray, ms: np.ndarray, weight: np.ndarray, towards: np.n
     scale = terms.mean(axis=0) + 1e-12
     design, target = terms / scale * weight[:, None], ms * weight
     if towards is not None:
-        pull = TOWARDS_COMMON / ms.mean()
-        design = np.vstack([design, pull * np.eye(TERMS)])
+        pull = np.where(np.arange(TERMS) == GROUPS, GROUPS_TO_NOTHING, TOWARDS_COMMON) / ms.mean()
+        design = np.vstack([design, np.diag(pull)])
         target = np.concatenate([target, pull * towards * scale])
     result: np.ndarray = nnls(design, target)[0] / scale
     return result

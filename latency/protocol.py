@@ -169,5 +169,5 @@ def _shares(kernels: Sequence[Kernel]) -> np.ndarray:
     if len(kernels) == 1:
         return np.ones(1)
     terms = Kernels.of(pd.DataFrame(kernels, columns=list(KERNEL_FIELDS))).terms()
-    work = terms[:, 1] / MACS_A_VALUE + terms[:, 3] + terms[:, 4]
+    work = terms[:, 1] / MACS_A_VALUE + terms[:, 2] + terms[:, 3]
     return work / work.sum()

@@ -100,13 +100,15 @@ class Level:
 def _embedded(kernels: Kernels, alike: Sequence[np.ndarray]) -> np.ndarray:
     """float64[N, D]: sizes, remainders, and in what else kernels are alike or not."""
     columns = kernels.columns
+    cin, cout = columns["cin"], columns["cout"]
     area = np.array([window_area(one) for one in kernels.types])
-    group = np.array([group_size(one) if one.startswith("groupconv") else 1 for one in kernels.types])
+    group = np.array([group_size(one) if one.startswith("groupconv") else 0 for one in kernels.types])
+    read, made = np.where(group, group, cin), np.where(group, cout * group // cin, cout)
     positions = columns["out_height"] * columns["out_width"]
-    sizes = [np.log2(size) for size in (columns["cin"], columns["cout"], positions, columns["batch"], area, group)]
+    sizes = [np.log2(size) for size in (cin, cout, positions, columns["batch"], area, np.maximum(group, 1))]
     remainders = [
-        (columns[name] % block == 0) * distance
-        for name in ("cin", "cout")
+        (channels % block == 0) * distance
+        for channels in (read, made)
         for block, distance in zip(BLOCKS, REMAINDER_DISTANCES, strict=True)
     ]
     return np.stack([*sizes, *remainders, *alike], axis=1).astype(np.float64)

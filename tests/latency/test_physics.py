@@ -51,3 +51,24 @@ def test_a_single_kernel_of_an_operation_costs_elsewhere_what_all_operations_do(
     predicted = physics.predict(Kernels.of(kernels("depthwise3x3s1+relu", [64], [28, 14])))
     assert np.isfinite(predicted).all()
     assert 0 < predicted[1] < predicted[0] < 0.1
+
+
+def padded_ms(frame: pd.DataFrame, block: int) -> np.ndarray:
+    """Grouped convolutions by the multiply-adds of their groups, padded; dense ones half as dear. Groups cost nothing."""
+    positions = (frame["out_height"] * frame["out_width"]).to_numpy()
+    cin, cout = frame["cin"].to_numpy(), frame["cout"].to_numpy()
+    size = frame["type"].str.extract(r"g(\d+)\+")[0].fillna(0).astype(int).to_numpy()
+    group = np.ceil(size / block) * block
+    grouped_ms = 2 * MS_A_MAC * 9 * group * group * (cin / np.maximum(size, 1)) * positions
+    return np.where(size > 0, grouped_ms, MS_A_MAC * 9 * cin * cout * positions)
+
+
+@pytest.mark.parametrize("block", [4, 8, 16])
+def test_groups_and_blocks_are_told_apart_where_every_group_has_equally_many_multiply_adds(block: int) -> None:
+    """As in ResNeXt's stages; RegNet's narrow groups at low resolution follow from them."""
+    stages = [(4, 56), (8, 28), (16, 14), (32, 7)]
+    resnext = [kernels(f"groupconv3x3s1g{size}+relu", [4 * size, 16 * size, 32 * size], [side]) for size, side in stages]
+    seen = pd.concat([kernels("conv3x3s1+relu", [64, 128, 256], [56, 28, 14, 7]), *resnext], ignore_index=True)
+    physics = Physics(Kernels.of(seen), padded_ms(seen, block), np.ones(len(seen)))
+    regnet = kernels("groupconv3x3s1g8+relu", [48, 104, 208, 440], [14, 7])
+    np.testing.assert_allclose(physics.predict(Kernels.of(regnet)), padded_ms(regnet, block), rtol=0.25)
