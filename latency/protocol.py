@@ -76,7 +76,7 @@ def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None =
 
 @dataclass(frozen=True)
 class _Rounds:
-    """The fastest run of each round, float64[R], and which rounds had quiet runs to take it of."""
+    """The fastest run of each round, float64[R], and which rounds had runs that nothing was seen to disturb."""
 
     ms: np.ndarray
     quiet: np.ndarray
@@ -85,14 +85,13 @@ class _Rounds:
         return _Rounds(np.append(self.ms, other.ms), np.append(self.quiet, other.quiet))
 
     def latency_ms(self, protocol: Protocol) -> float:
-        """Of the quiet rounds; of all where none is."""
-        usable = self.ms[self.quiet] if self.quiet.any() else self.ms
-        return float(np.sort(usable)[: protocol.fastest].mean())
+        return float(np.sort(self.ms)[: protocol.fastest].mean())
 
     def stable(self, protocol: Protocol, max_spread: float) -> bool:
-        """Whether enough quiet rounds lie within `max_spread` of the latency to believe it, whatever disturbed the others."""
-        agreeing = self.ms[self.quiet] <= (1 + max_spread) * self.latency_ms(protocol)
-        return int(agreeing.sum()) >= min(protocol.fewest_rounds, len(self.ms))
+        """Whether enough rounds lie within `max_spread` of the latency to believe it, and enough were quiet: those that a
+        neighbour slowed all along agree, too."""
+        agreeing = self.ms <= (1 + max_spread) * self.latency_ms(protocol)
+        return min(agreeing.sum(), self.quiet.sum()) >= min(protocol.fewest_rounds, len(self.ms))
 
 
 def _timed(loaded: Sequence[LoadedModel], protocol: Protocol, max_spread: float) -> list[_Rounds]:
@@ -114,8 +113,7 @@ def _visited(loaded: LoadedModel, protocol: Protocol) -> _Rounds:
     affordable = math.ceil(protocol.timed_ms / (runs * once))
     count = math.ceil(min(protocol.rounds, max(protocol.fewest_rounds, affordable)) / 2)
     timed = [loaded.time_ms(runs) for _ in range(count)]
-    ms = [(times[quiet] if quiet.any() else times).min() for times, quiet in timed]
-    return _Rounds(np.array(ms), np.array([quiet.any() for _, quiet in timed]))
+    return _Rounds(np.array([times.min() for times, _ in timed]), np.array([quiet.any() for _, quiet in timed]))
 
 
 def _verdict(

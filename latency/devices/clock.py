@@ -12,7 +12,10 @@ from latency.devices.nvml import GpuMonitor
 from latency.fingerprint import preemptions
 
 PATIENCE = 4
-"""Runs tried for each run wanted, on a CPU that others use."""
+"""Runs tried for each run wanted, on a CPU that others use, ..."""
+
+PATIENCE_MS = 200.0
+"""... as long as they take no longer than this: in a long run others come and go, and none is left alone."""
 
 GPU_SPREAD = 0.005
 """`Device.max_spread` of a GPU, which nobody shares."""
@@ -42,13 +45,13 @@ class CpuClock:
     def times_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         """Wall-clock milliseconds float64[runs], and bool[runs], which of them had the core to themselves.
 
-        Disturbed runs are repeated, up to `PATIENCE` times; after a pause where another process took the core: who has
-        slept is left alone for a while.
+        Disturbed runs are repeated, within `PATIENCE` and `PATIENCE_MS`; after a pause where another process took the core:
+        who has slept is left alone for a while.
         """
         quiet: list[float] = []
         disturbed: list[float] = []
         self._core.undisturbed()
-        while len(quiet) < runs and len(quiet) + len(disturbed) < PATIENCE * runs:
+        while len(quiet) < runs and self._patient(quiet + disturbed, runs):
             preempted = preemptions()
             stretch = self._stretch(runs)
             taken = preemptions() != preempted
@@ -58,6 +61,9 @@ class CpuClock:
                 time.sleep(sum(stretch) / 1000)
         times = np.array((quiet + sorted(disturbed))[:runs])
         return times, np.arange(runs) < len(quiet)
+
+    def _patient(self, times: list[float], runs: int) -> bool:
+        return len(times) < runs or (len(times) < PATIENCE * runs and sum(times) < PATIENCE_MS)
 
     def _stretch(self, runs: int) -> list[float]:
         """At most so many runs, which together take a millisecond, as long as a look at the core is worth."""

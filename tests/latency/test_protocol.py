@@ -61,14 +61,15 @@ def test_a_burst_of_noise_leaves_the_latency_alone(lawful, tiny_network) -> None
 
 
 def test_a_few_quiet_rounds_among_many_slow_ones_are_found(lawful, tiny_network) -> None:
-    script = [1.2 + 0.01 * turn for turn in range(12)] + [1.0, 1.3, 1.0, 1.2] * 7
+    script = [-1.2 - 0.001 * turn for turn in range(12)] + [1.0, -1.3, 1.0, -1.2] * 7
     measured, truth, _ = measured_with(lawful, tiny_network, script)
     assert measured.stable
     assert measured.latency_ms == pytest.approx(truth)
 
 
-def test_disturbed_rounds_do_not_count(lawful, tiny_network) -> None:
-    measured, truth, _ = measured_with(lawful, tiny_network, [1, 1, 1, -0.5, -0.5, -7, 1, 1])
+def test_a_disturbed_round_slows_nothing_and_may_be_the_fastest(lawful, tiny_network) -> None:
+    """In a long run others come and go; nothing makes one faster than it is."""
+    measured, truth, _ = measured_with(lawful, tiny_network, [1.2, -1, 1.3, -1, -7, 1.1, -1, 1.15])
     assert measured.stable
     assert measured.latency_ms == pytest.approx(truth)
 
