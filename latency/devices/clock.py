@@ -12,7 +12,7 @@ from latency.devices.nvml import GpuMonitor
 from latency.fingerprint import preemptions
 
 PATIENCE = 4
-"""Runs tried for each run wanted, on a CPU that others use, ..."""
+"""How many times the runs wanted are made to find one undisturbed, on a CPU that others use, ..."""
 
 PATIENCE_MS = 200.0
 """... as long as they take no longer than this: in a long run others come and go, and none is left alone."""
@@ -43,27 +43,23 @@ class CpuClock:
         self._run, self._core = run, core
 
     def times_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Wall-clock milliseconds float64[runs], and bool[runs], which of them had the core to themselves.
+        """Wall-clock milliseconds of at least so many runs, and of each whether it had the core to itself.
 
-        Disturbed runs are repeated, within `PATIENCE` and `PATIENCE_MS`; after a pause where another process took the core:
+        More are made until one had, within `PATIENCE` and `PATIENCE_MS`; after a pause where another process took the core:
         who has slept is left alone for a while.
         """
-        quiet: list[float] = []
-        disturbed: list[float] = []
+        times: list[float] = []
+        alone: list[bool] = []
         self._core.undisturbed()
-        while len(quiet) < runs and self._patient(quiet + disturbed, runs):
+        while len(times) < runs or (not any(alone) and len(times) < PATIENCE * runs and sum(times) < PATIENCE_MS):
             preempted = preemptions()
             stretch = self._stretch(runs)
             taken = preemptions() != preempted
-            alone = self._core.undisturbed() and not taken
-            (quiet if alone else disturbed).extend(stretch)
+            times += stretch
+            alone += [self._core.undisturbed() and not taken] * len(stretch)
             if taken:
                 time.sleep(sum(stretch) / 1000)
-        times = np.array((quiet + sorted(disturbed))[:runs])
-        return times, np.arange(runs) < len(quiet)
-
-    def _patient(self, times: list[float], runs: int) -> bool:
-        return len(times) < runs or (len(times) < PATIENCE * runs and sum(times) < PATIENCE_MS)
+        return np.array(times), np.array(alone)
 
     def _stretch(self, runs: int) -> list[float]:
         """At most so many runs, which together take a millisecond, as long as a look at the core is worth."""

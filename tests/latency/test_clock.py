@@ -74,6 +74,12 @@ def test_bursts_do_not_enter_the_mean_of_quiet_runs() -> None:
     assert mean_of_quiet([3.0]) == 3.0
 
 
+@pytest.fixture
+def never_preempted(monkeypatch) -> None:
+    """Whatever else this machine does."""
+    monkeypatch.setattr(clock, "preemptions", lambda: 0)
+
+
 class Core:
     """Scripted: whether it was undisturbed, call by call; then always."""
 
@@ -90,27 +96,28 @@ def busy(ms: float) -> None:
         pass
 
 
+@pytest.mark.usefixtures("never_preempted")
 def test_runs_beside_a_neighbour_are_repeated() -> None:
     runs = []
-    times, quiet = CpuClock(lambda: (runs.append(1), busy(1.2)), Core(True, False, True, False, True)).times_ms(2)
-    assert quiet.all()
-    assert len(times) == 2
-    assert len(runs) >= 4
+    times, quiet = CpuClock(lambda: (runs.append(1), busy(1.2)), Core(True, False, False, True)).times_ms(2)
+    assert len(times) == len(runs) == 3
+    assert quiet.tolist() == [False, False, True]
 
 
+@pytest.mark.usefixtures("never_preempted")
 def test_with_a_neighbour_that_stays_all_runs_are_given_and_none_called_quiet() -> None:
     runs = []
     core = Core(*[False] * 100)
     times, quiet = CpuClock(lambda: (runs.append(1), busy(1.2)), core).times_ms(2)
     assert not quiet.any()
-    assert len(times) == 2
-    assert len(runs) == 2 * clock.PATIENCE
+    assert len(times) == len(runs) == 2 * clock.PATIENCE
 
 
+@pytest.mark.usefixtures("never_preempted")
 def test_short_runs_share_a_look_at_the_core() -> None:
     core = Core(*[True] * 100)
     times, _ = CpuClock(lambda: busy(0.01), core).times_ms(50)
-    assert len(times) == 50
+    assert len(times) >= 50
     assert len(core.script) > 80
 
 

@@ -90,8 +90,8 @@ def test_unknown_and_unavailable_devices_say_what_to_do() -> None:
         latency.open_device("ort", threads=0)
 
 
-@pytest.mark.parametrize(("disturbed", "quiet"), [(1, [True, True, True]), (1000, [False, False, False])])
-def test_ort_repeats_runs_during_which_the_core_was_taken(disturbed: int, quiet: list[bool], tiny_network, monkeypatch) -> None:
+@pytest.mark.parametrize(("disturbed", "found"), [(1, True), (1000, False)])
+def test_ort_repeats_runs_during_which_the_core_was_taken(disturbed: int, found: bool, tiny_network, monkeypatch) -> None:
     """The system's count of preemptions is scripted: it rises during each of the first `disturbed` stretches of runs."""
     monkeypatch.setattr(CoreMonitor, "undisturbed", lambda self: True)
     loaded = latency.open_device("ort").load(tiny_network.onnx(tiny_network.max_widths))
@@ -105,6 +105,7 @@ def test_ort_repeats_runs_during_which_the_core_was_taken(disturbed: int, quiet:
     monkeypatch.setattr("latency.devices.clock.preemptions", counted)
     times, alone = loaded.time_ms(3)
     loaded.close()
-    assert alone.tolist() == quiet
-    assert len(times) == 3
+    assert not alone[0]
+    assert alone[-1] == found
+    assert len(times) > 3
     assert len(asked) // 2 >= (2 if disturbed == 1 else PATIENCE)  # a stretch is 3 runs at most
