@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -206,7 +207,7 @@ def postgresql(tmp_path) -> Iterator[str]:
     as_user = ["setpriv", "--reuid=nobody", "--clear-groups"] if os.geteuid() == 0 else []  # it refuses to run as root
     if as_user:
         os.chmod(tmp_path, 0o777)
-        for parent in list(tmp_path.parents)[:2]:
+        for parent in itertools.takewhile(lambda folder: folder != Path(tempfile.gettempdir()), tmp_path.parents):
             os.chmod(parent, 0o755)
     subprocess.run([*as_user, "initdb", "-D", folder, "-U", "milli", "-A", "trust"], check=True, capture_output=True)
     options = f"-p {port} -k {tmp_path} -c listen_addresses=127.0.0.1"
