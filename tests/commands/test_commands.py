@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = [
     "--network", "tinynet:wide", "--image-size", "24", "--population", "6", "--generations", "3",
     "--pruningnet-epochs", "3", "--epochs", "8", "--train-batch", "32", "--quiet",
