@@ -39,7 +39,8 @@ def physical_terms(family: str, columns: Columns) -> np.ndarray:
     batch, cin, cout = (columns[name].astype(np.float64) for name in ("batch", "cin", "cout"))
     inside = columns["height"] * columns["width"] * batch
     outside = columns["out_height"] * columns["out_width"] * batch
-    area, (read, made) = window_area(family), channels_of_a_group(family, cin, cout)
+    group = group_size(family) if family.startswith("groupconv") else 0
+    area, (read, made) = window_area(family), channels_of_a_group(group, cin, cout)
     groups = cout / made
     if not family.startswith(("conv", "groupconv", "gemm", "matmul")):
         read = np.ones_like(cin)  # each output has one channel behind it, its own
@@ -49,12 +50,14 @@ def physical_terms(family: str, columns: Columns) -> np.ndarray:
     return np.stack(np.broadcast_arrays(*terms), axis=1)
 
 
-def channels_of_a_group(family: str, cin: np.ndarray, cout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(read, made): channels of one group of a grouped convolution, which is what is padded; all channels of anything else."""
-    if not family.startswith("groupconv"):
-        return cin, cout
-    size = group_size(family)
-    return np.full_like(cin, size), cout * size / cin
+def channels_of_a_group(group: int | np.ndarray, cin: np.ndarray, cout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(read, made): channels of one group of a grouped convolution, which is what is padded; all channels of anything else.
+
+    Args:
+        group: input channels of each group; 0 where the convolution is not grouped.
+    """
+    grouped = np.asarray(group) > 0
+    return np.where(grouped, group, cin), np.where(grouped, cout * group / cin, cout)
 
 
 def _padded(channels: np.ndarray, block: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from latency.gaussian import Posterior, condition, squared_distances
 from latency.kernels import KERNEL_FIELDS, Kernel, family_of, group_size, operation_of, window_area
-from latency.physics import BLOCKS, RESOLUTION_MS, SHAPE_FIELDS, Kernels, Physics
+from latency.physics import BLOCKS, RESOLUTION_MS, SHAPE_FIELDS, Kernels, Physics, channels_of_a_group
 
 REMAINDER_DISTANCES = (1.0, 0.5, 0.5)
 """How unlike two channel counts are, of which only one is a multiple of each block; one is a doubling of the size."""
@@ -103,7 +103,7 @@ def _embedded(kernels: Kernels, alike: Sequence[np.ndarray]) -> np.ndarray:
     cin, cout = columns["cin"], columns["cout"]
     area = np.array([window_area(one) for one in kernels.types])
     group = np.array([group_size(one) if one.startswith("groupconv") else 0 for one in kernels.types])
-    read, made = np.where(group, group, cin), np.where(group, cout * group // cin, cout)
+    read, made = channels_of_a_group(group, cin, cout)
     positions = columns["out_height"] * columns["out_width"]
     sizes = [np.log2(size) for size in (cin, cout, positions, columns["batch"], area, np.maximum(group, 1))]
     remainders = [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 from latency.devices.base import Device
-from latency.devices.clock import GPU_SPREAD
+from latency.devices.clock import GPU_SPREAD, CpuClock, GpuClock
 from latency.devices.core import CoreMonitor
 from latency.devices.cuda import Card, require_gpu
 from latency.devices.nvml import GpuMonitor
@@ -30,6 +31,10 @@ class LibraryDevice(Device):
             self.card = Card.first()
             self.monitor = GpuMonitor(self.card.pci_bus_id)
             self.max_spread = GPU_SPREAD
+
+    def clock(self, run: Callable[[], object], elapsed_ms: Callable[[int], float]) -> CpuClock | GpuClock:
+        """What times a model here: `run` it once on the CPU, or see how long its replays take on the GPU."""
+        return GpuClock(elapsed_ms, self.monitor) if self.on_gpu else CpuClock(run, self.core)
 
     def fingerprint(self) -> Fingerprint:
         return {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latency.devices.base import Events
-from latency.devices.clock import CpuClock, GpuClock, mean_of_quiet
+from latency.devices.clock import mean_of_quiet
 from latency.devices.library import LibraryDevice
 from latency.errors import DeviceUnavailable, MeasurementError
 from latency.precision import lowered
@@ -60,9 +60,7 @@ class OrtModel:
     def __init__(self, model: bytes, device: OrtDevice) -> None:
         self._model, self._device = model, device
         self._folder = tempfile.TemporaryDirectory(prefix="milliprune-")
-        self._clock = (
-            GpuClock(self._elapsed_ms, device.monitor) if device.on_gpu else CpuClock(lambda: self.run(1), device.core)
-        )
+        self._clock = device.clock(lambda: self.run(1), self._elapsed_ms)
         self._open(profiling=True)
 
     def _open(self, profiling: bool) -> None:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor, fx
 
 from latency.devices.base import Events
-from latency.devices.clock import CpuClock, GpuClock, mean_of_quiet
+from latency.devices.clock import mean_of_quiet
 from latency.devices.library import LibraryDevice
 from latency.devices.torch_graph import torch_module
 from latency.errors import DeviceUnavailable, MeasurementError
@@ -65,11 +65,7 @@ class TorchModel:
         with device.settings(), _explained():
             self._module(*self._inputs)
             self._ready: Any = self._compiled() if device.compiled else self._module
-        self._clock = (
-            GpuClock(self._elapsed_ms, device.monitor)
-            if device.on_gpu
-            else CpuClock(lambda: self._ready(*self._inputs), device.core)
-        )
+        self._clock = device.clock(lambda: self._ready(*self._inputs), self._elapsed_ms)
 
     def _compiled(self) -> Any:
         torch.compiler.reset()  # every structure is another program; recompilation limits count them as one

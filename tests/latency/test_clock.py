@@ -1,7 +1,5 @@
 """The clocks of devices, on durations that are scripted."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -74,12 +72,6 @@ def test_bursts_do_not_enter_the_mean_of_quiet_runs() -> None:
     assert mean_of_quiet([3.0]) == 3.0
 
 
-@pytest.fixture
-def never_preempted(monkeypatch) -> None:
-    """Whatever else this machine does."""
-    monkeypatch.setattr(clock, "preemptions", lambda: 0)
-
-
 class Core:
     """Scripted: whether it was undisturbed, call by call; then always."""
 
@@ -90,33 +82,43 @@ class Core:
         return self.script.pop(0) if self.script else True
 
 
-def busy(ms: float) -> None:
-    end = time.perf_counter() + ms / 1000
-    while time.perf_counter() < end:
-        pass
+class Runs:
+    """A model whose runs take `ms`, on a time of its own; nobody takes the core from it."""
+
+    def __init__(self, ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ms, self.now, self.count = ms, 0.0, 0
+        monkeypatch.setattr(clock.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(clock, "preemptions", lambda: 0)
+
+    def __call__(self) -> None:
+        self.count += 1
+        self.now += self.ms / 1000
 
 
-@pytest.mark.usefixtures("never_preempted")
-def test_runs_beside_a_neighbour_are_repeated() -> None:
-    runs = []
-    times, quiet = CpuClock(lambda: (runs.append(1), busy(1.2)), Core(True, False, False, True)).times_ms(2)
-    assert len(times) == len(runs) == 3
+def test_runs_beside_a_neighbour_are_repeated(monkeypatch) -> None:
+    runs = Runs(1.2, monkeypatch)
+    times, quiet = CpuClock(runs, Core(True, False, False, True)).times_ms(2)
+    assert len(times) == runs.count == 3
     assert quiet.tolist() == [False, False, True]
 
 
-@pytest.mark.usefixtures("never_preempted")
-def test_with_a_neighbour_that_stays_all_runs_are_given_and_none_called_quiet() -> None:
-    runs = []
-    core = Core(*[False] * 100)
-    times, quiet = CpuClock(lambda: (runs.append(1), busy(1.2)), core).times_ms(2)
+def test_with_a_neighbour_that_stays_all_runs_are_given_and_none_called_quiet(monkeypatch) -> None:
+    runs = Runs(1.2, monkeypatch)
+    times, quiet = CpuClock(runs, Core(*[False] * 100)).times_ms(2)
     assert not quiet.any()
-    assert len(times) == len(runs) == 2 * clock.PATIENCE
+    assert len(times) == runs.count == 2 * clock.PATIENCE
 
 
-@pytest.mark.usefixtures("never_preempted")
-def test_short_runs_share_a_look_at_the_core() -> None:
+def test_long_runs_are_not_repeated_for_a_neighbour(monkeypatch) -> None:
+    runs = Runs(80.0, monkeypatch)
+    times, quiet = CpuClock(runs, Core(*[False] * 100)).times_ms(3)
+    assert not quiet.any()
+    assert len(times) == runs.count == 3
+
+
+def test_short_runs_share_a_look_at_the_core(monkeypatch) -> None:
     core = Core(*[True] * 100)
-    times, _ = CpuClock(lambda: busy(0.01), core).times_ms(50)
+    times, _ = CpuClock(Runs(0.01, monkeypatch), core).times_ms(50)
     assert len(times) >= 50
     assert len(core.script) > 80
 

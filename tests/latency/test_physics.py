@@ -44,7 +44,7 @@ def test_an_operation_keeps_its_own_prices_where_it_was_not_measured(seen) -> No
 
 
 def test_a_single_kernel_of_an_operation_costs_elsewhere_what_all_operations_do(seen) -> None:
-    """One row cannot tell six prices: the common ones fill in, and the row itself is met."""
+    """One row cannot tell all prices: the common ones fill in, and the row itself is met."""
     one = kernels("depthwise3x3s1+relu", [64], [28])
     both, ms = pd.concat([seen, one], ignore_index=True), np.append(lawful_ms(seen), 0.05)
     physics = Physics(Kernels.of(both), ms, np.ones(len(both)))

@@ -129,30 +129,28 @@ def test_metadata_says_more_than_names() -> None:
     assert behind == {"x": ("node_relu",), "node_Conv_390": ("node_Conv_390",)}
 
 
-NO_NVML = "nvidia-ml-py is not installed: what a card says of itself cannot be read"
+@pytest.fixture
+def pynvml():
+    return pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: what a card says of itself cannot be read")
 
 
 @pytest.fixture
-def asked(monkeypatch) -> GpuMonitor:
+def asked(pynvml, monkeypatch) -> GpuMonitor:
     """A monitor that has a card; what the card answers is for the test to say."""
-    pynvml = pytest.importorskip("pynvml", reason=NO_NVML)
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByPciBusId", lambda _: "the card")
     return GpuMonitor("0000:01:00.0")
 
 
-def answering(error: int):
-    pynvml = pytest.importorskip("pynvml", reason=NO_NVML)
-
+def refusing(error: Exception):
     def answer(*_: object) -> int:
-        raise pynvml.NVMLError(error)
+        raise error
 
     return answer
 
 
-def test_a_card_that_is_lost_while_measuring_is_said_once(asked, monkeypatch) -> None:
-    pynvml = pytest.importorskip("pynvml", reason=NO_NVML)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetClockInfo", answering(pynvml.NVML_ERROR_GPU_IS_LOST))
+def test_a_card_that_is_lost_while_measuring_is_said_once(asked, pynvml, monkeypatch) -> None:
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetClockInfo", refusing(pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)))
     with pytest.warns(UserWarning, match="slowed samples are not noticed: NVML says: GPU is lost"):
         assert asked.undisturbed()
     with warnings.catch_warnings():
@@ -160,16 +158,14 @@ def test_a_card_that_is_lost_while_measuring_is_said_once(asked, monkeypatch) ->
         assert asked.undisturbed()
 
 
-def test_a_card_that_does_not_tell_its_clock_is_no_matter(asked, monkeypatch) -> None:
-    pynvml = pytest.importorskip("pynvml", reason=NO_NVML)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetClockInfo", answering(pynvml.NVML_ERROR_NOT_SUPPORTED))
+def test_a_card_that_does_not_tell_its_clock_is_no_matter(asked, pynvml, monkeypatch) -> None:
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetClockInfo", refusing(pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert asked.undisturbed()
 
 
-def test_reasons_that_slow_a_card_are_told_from_those_that_do_not() -> None:
-    pynvml = pytest.importorskip("pynvml", reason=NO_NVML)
+def test_reasons_that_slow_a_card_are_told_from_those_that_do_not(pynvml) -> None:
     idle, thermal = pynvml.nvmlClocksThrottleReasonGpuIdle, pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
     assert slowing_reasons(idle) == set()
     assert slowing_reasons(idle | thermal) == {"HwThermalSlowdown"}
