@@ -13,6 +13,7 @@ from a profiler that slows what it watches: they are used as shares of the unpro
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,10 @@ class Protocol:
 
 MANY_STRUCTURES = Protocol(rounds=4, profiled_runs=5)
 """Where a thousand structures are measured, each may be noisier."""
+
+IN_VAIN_S = 2.0
+"""Models in doubt are not visited again once all of them together took this long and none of their runs was undisturbed: this
+neighbour stays."""
 
 MACS_A_VALUE = 16
 """Multiply-adds that cost as much as moving one value, in what a runtime fused beyond our kernels. End-to-end times correct
@@ -99,9 +104,12 @@ def _timed(loaded: Sequence[LoadedModel], protocol: Protocol, max_spread: float)
     rounds = [_visited(one, protocol) for one in loaded]
     rounds = [first.plus(_visited(one, protocol)) for first, one in zip(rounds, loaded, strict=True)]
     for _ in range(protocol.revisits):
-        for index, one in enumerate(loaded):
-            if not rounds[index].stable(protocol, max_spread):
-                rounds[index] = rounds[index].plus(_visited(one, protocol))
+        begun = time.monotonic()
+        doubtful = [index for index, one in enumerate(rounds) if not one.stable(protocol, max_spread)]
+        again = {index: _visited(loaded[index], protocol) for index in doubtful}
+        rounds = [one.plus(again[index]) if index in again else one for index, one in enumerate(rounds)]
+        if time.monotonic() - begun > IN_VAIN_S and not any(one.quiet.any() for one in again.values()):
+            break
     return rounds
 
 

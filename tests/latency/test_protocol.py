@@ -89,6 +89,16 @@ def test_unstable_rounds_are_repeated_up_to_the_limit_and_flagged(lawful, tiny_n
     assert device.loaded[0].closed
 
 
+def test_where_a_neighbour_stays_nobody_waits_for_its_end(lawful, tiny_network, monkeypatch) -> None:
+    protocol = Protocol()
+    half = protocol.rounds // 2
+    assert len(measured_with(lawful, tiny_network, [-1.0])[0].rounds_ms) == protocol.rounds + protocol.revisits * half
+    monkeypatch.setattr("latency.protocol.IN_VAIN_S", 0.0)
+    assert len(measured_with(lawful, tiny_network, [-1.0])[0].rounds_ms) == protocol.rounds + half
+    for disturbed, believed in ((13, True), (14, False)):  # whether the last round of the first visit again was quiet
+        assert measured_with(lawful, tiny_network, [-1.0] * disturbed + [1.0] * 10)[0].stable == believed
+
+
 def test_models_are_released_when_one_is_refused(lawful, tiny_network) -> None:
     device = ScriptedDevice(lawful, [1.0])
     with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the loader raises

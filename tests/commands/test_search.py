@@ -1,4 +1,4 @@
-"""The commands themselves, as a user runs them: the main job at a tiny scale, every bad input, interruption and resume."""
+"""The main job as a user runs it: at a tiny scale, with every bad input, interrupted and resumed."""
 
 import json
 import os
@@ -7,16 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from launcher import ROOT, Launched, command
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parents[2]
 TINY = [
     "--network", "tinynet:wide", "--image-size", "24", "--population", "6", "--generations", "3",
     "--pruningnet-epochs", "3", "--epochs", "8", "--train-batch", "32", "--quiet",
@@ -25,27 +24,13 @@ SEARCH = ["-m", "search.run", "--latency", "60%", *TINY]
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Path:
-    """A folder with the tiny network in it; tables and PruningNets are shared by the tests of this module."""
-    folder = tmp_path_factory.mktemp("work")
-    shutil.copy(ROOT / "tests" / "tinynet.py", folder)
-    return folder
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
-def command(arguments: list[str], folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment(), capture_output=True, text=True)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
 def finished(workplace) -> tuple[Path, str]:
-    done = command([*SEARCH, "--out", "runs/first"], workplace)
+    """A run and what it printed; in a Python of its own, as a user starts it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *SEARCH, "--out", "runs/first"], cwd=workplace, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     return workplace / "runs" / "first", done.stdout
 
 
@@ -159,18 +144,12 @@ def test_interrupted_anywhere_a_run_goes_on_to_its_result(stop: signal.Signals, 
     name = f"runs/stopped{int(stop)}"
     (workplace / name).mkdir()
     shutil.copy(first / "unpruned.json", workplace / name)  # the same measured budget, so the same search
-    for seconds in (4.0, 6.0, 8.0, 10.0):
-        process = subprocess.Popen(
-            [sys.executable, *SEARCH, "--out", name, "--resume"],
-            cwd=workplace, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        time.sleep(seconds)
-        process.send_signal(stop)
-        _, errors = process.communicate(timeout=60)
-        if process.returncode == 0:
+    for seconds in (2.0, 4.0, 6.0, 8.0):
+        done = Launched([*SEARCH, "--out", name, "--resume"], workplace).stopped(stop, seconds)
+        if done.returncode == 0:
             break
-        if stop == signal.SIGINT and "Traceback" in errors:
-            assert "search/pipeline" not in errors, errors  # only while Python itself is still starting
+        assert done.returncode == (130 if stop == signal.SIGINT else -stop), done.stderr
+        assert "Traceback" not in done.stderr
     command([*SEARCH, "--out", name, "--resume"], workplace)
     journals = [candidates(workplace / name), candidates(first)]
     assert journals[0] == journals[1]
@@ -247,11 +226,6 @@ def test_a_checkpoint_of_another_network_is_refused(finished, workplace) -> None
     assert "belongs to widths" in done.stderr
 
 
-def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:
-    done = command([str(ROOT / "tools/validate_lut.py"), "--network", "tinynet:wide", "--lut", "nowhere"], workplace, code=2)
-    assert "build_lut" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -267,87 +241,6 @@ def test_a_spoilt_table_is_refused(spoil, said: str, finished, workplace, tmp_pa
     assert said in done.stderr
 
 
-def test_build_lut_measures_resumes_and_validates(workplace) -> None:
-    options = ["--network", "tinynet:wide", "--input-size", "24", "--num-classes", "10"]
-    first = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
-    assert re.search(r"tinynet:wide: 1\d\d structures measured", first.stdout)
-    again = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
-    assert "tinynet:wide: 0 structures measured" in again.stdout
-    full = command(
-        [str(ROOT / "tools/build_lut.py"), *options, "--align", "64", "--out", "full", "--coverage", "full"], workplace
-    )
-    assert re.search(r"tinynet:wide: \d+ structures measured", full.stdout)
-    validated = command(
-        [
-            str(ROOT / "tools/validate_lut.py"),
-            *options,
-            "--lut",
-            "tables",
-            "--samples",
-            "8",
-            "--pairs",
-            "3",
-            "--json",
-            "v.json",
-        ],
-        workplace,
-    )
-    written = json.loads((workplace / "v.json").read_text())
-    assert f"mape {written['figures']['structures']['predictor']['mape']:.3f}" in validated.stdout
-    assert len(written["rows"]) == 8
-    assert len(written["differences"]) == 3
-    adaptive = command(
-        [str(ROOT / "tools/build_lut.py"), *options, "--coverage", "adaptive", "--minutes", "0.05", "--out", "tables"],
-        workplace,
-    )
-    assert "mean error on structures before they were measured" in adaptive.stdout
-    (table,) = (workplace / "tables").glob("ort-*")
-    drawing = ["--layer", "1", "--lut", str(table), "--align", "8", "--validation", "v.json", "--out", "lut.png"]
-    command([str(ROOT / "tools/plot_lut.py"), *options, *drawing], workplace)
-    assert (workplace / "lut.png").read_bytes().startswith(b"\x89PNG")
-    refused = command([str(ROOT / "tools/plot_lut.py"), *options, *drawing, "--layer", "99"], workplace, code=2)
-    assert "--layer 99 given" in refused.stderr
-
-
-def test_networks_are_listed_with_what_stands_in_their_way(workplace) -> None:
-    tool = str(ROOT / "tools/list_networks.py")
-    done = command([tool, "--network", "squeezenet1_1", "--network", "shufflenet_v2_x0_5"], workplace)
-    assert re.search(r"yes  squeezenet1_1 +\d+ genes", done.stdout)
-    assert re.search(r"no   shufflenet_v2_x0_5 .*reshapes", done.stdout)
-    assert "1 of 2 trace" in done.stdout
-    assert "--network resnet given" in command([tool, "--network", "resnet"], workplace, code=2).stderr
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its core here")
-def test_what_a_busy_neighbour_does_to_a_table_is_told(workplace) -> None:
-    options = ["--network", "tinynet:wide", "--input-size", "24", "--structures", "20"]
-    done = command([str(ROOT / "tools/check_noise.py"), *options], workplace)
-    stable = re.search(r"beside a busy neighbour: (\d+)% of 20 structures stable", done.stdout)
-    assert stable
-    assert 0 <= int(stable[1]) <= 100
-    apart = re.search(r"predictions of \d+ structures differ by ([\d.]+)% \(median\), ([\d.]+)%", done.stdout)
-    assert apart
-    assert float(apart[1]) <= float(apart[2])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--device", "trt"], "driver|pip install"),
-        (["--coverage", "half"], "expected one of quick, adaptive, full"),
-        (["--minutes", "3"], "needs --coverage adaptive"),
-        (["--network", "nothing"], "is unknown"),
-        (["--out", "tinynet.py"], "Choose another"),
-        (["--threads", "0"], "1 or more"),
-        (["--precision", "fp7"], "fp32"),
-    ],
-)
-def test_build_lut_refuses_clearly(arguments: list[str], said: str, workplace) -> None:
-    small = ["--network", "tinynet:wide", "--input-size", "24"] if "--network" not in arguments else []
-    done = command([str(ROOT / "tools/build_lut.py"), *small, *arguments], workplace, code=2)
-    assert re.search(said, done.stderr), done.stderr
-
-
 def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
     """It finds the search's own checkpoint: same options, same file."""
     options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "3", "--train-batch", "32"]
@@ -355,56 +248,3 @@ def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
     done = command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace)
     assert "sub-validation accuracy at 1.00" in done.stdout
     assert {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")} == before
-
-
-@pytest.mark.slow
-def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
-    """The ranking and the comparison with uniform, random and MACs, on digits; a second call trains nothing."""
-    common = ["--data", "digits", "--network", "tinynet:wide", "--images", "320", "--epochs", "1", "--train-batch", "32"]
-    ranking = [
-        str(ROOT / "tools/check_ranking.py"), *common, "--structures", "5", "--seeds", "2", "--random-epochs", "1",
-        "--sandwich-epochs", "1",
-    ]  # fmt: skip
-    first, second = command(ranking, workplace), command(ranking, workplace)
-    assert first.stdout.splitlines()[-6:] == second.stdout.splitlines()[-6:]
-    written = json.loads((workplace / "results" / "ranking.json").read_text())
-    assert len(written["structures"]) == 5
-    assert len(written["kinds"]) == 2 + 1 + 6
-    assert all(-1 <= row["kendall_tau"] <= 1 for row in written["kinds"] if row["kendall_tau"] == row["kendall_tau"])
-    comparison = [
-        str(ROOT / "tools/reproduce_cifar10.py"), *common, "--budget", "60", "--pruningnet-epochs", "1", "--population", "4",
-        "--generations", "2", "--seeds", "1",
-    ]  # fmt: skip
-    assert command(comparison, workplace).stdout == command(comparison, workplace).stdout
-    rows = json.loads((workplace / "results" / "cifar10.json").read_text())["rows"]
-    assert [row["how"] for row in rows] == [
-        "unpruned", "uniform", "random search", "MetaPruning by MACs", "MetaPruning by latency",
-    ]  # fmt: skip
-    assert all(len(row["test_accuracy"]) == 1 for row in rows)
-    assert rows[4]["measured_ms"] < rows[0]["measured_ms"]
-
-
-@pytest.mark.slow
-def test_a_device_shows_all_its_evidence_and_is_not_measured_twice(workplace) -> None:
-    options = ["--device", "torch", "--network", "tinynet:wide", "--batch", "1", "--input-size", "24", "--samples", "8"]
-    check = [str(ROOT / "tools/check_device.py"), *options, "--lut", "checked", "--out", "evidence"]
-    first, second = command(check, workplace), command(check, workplace)
-    assert "| tinynet:wide, batch 1, 24x24, fp32 |" in first.stdout
-    assert first.stdout == second.stdout
-    (file,) = (workplace / "evidence").glob("torch-fp32-*.json")
-    (checked,) = json.loads(file.read_text())["networks"].values()
-    assert checked["clocks"]["own_ms"] > 0
-    assert len(checked["rows"]) == 8
-    assert list((workplace / "checked").glob("torch-fp32-*/table.parquet"))
-
-
-@pytest.mark.slow
-def test_speed_is_told(workplace) -> None:
-    options = ["--batch", "4x32", "--steps", "3", "--samples", "1000", "--threads", "1", "--out", "speed.json"]
-    done = command([str(ROOT / "tools/check_speed.py"), *options], workplace)
-    assert "× plain" in done.stdout
-    draws = json.loads((workplace / "speed.json").read_text())["draws"]
-    assert [draw["network"] for draw in draws] == ["mobilenet_v1", "mobilenet_v2", "resnet50"]
-    assert all(draw["inside"] for draw in draws)
-    wrong = command([str(ROOT / "tools/check_speed.py"), "--batch", "64"], workplace, code=2)
-    assert "expected IMAGESxPIXELS" in wrong.stderr

@@ -1,0 +1,147 @@
+"""The tools as a user runs them: small tables, experiments and devices, every bad input."""
+
+import json
+import os
+import re
+
+import pytest
+from launcher import ROOT, command
+
+
+def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:
+    done = command([str(ROOT / "tools/validate_lut.py"), "--network", "tinynet:wide", "--lut", "nowhere"], workplace, code=2)
+    assert "build_lut" in done.stderr
+
+
+def test_build_lut_measures_resumes_and_validates(workplace) -> None:
+    options = ["--network", "tinynet:wide", "--input-size", "24", "--num-classes", "10"]
+    first = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
+    assert re.search(r"tinynet:wide: 1\d\d structures measured", first.stdout)
+    again = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
+    assert "tinynet:wide: 0 structures measured" in again.stdout
+    full = command(
+        [str(ROOT / "tools/build_lut.py"), *options, "--align", "64", "--out", "full", "--coverage", "full"], workplace
+    )
+    assert re.search(r"tinynet:wide: \d+ structures measured", full.stdout)
+    validated = command(
+        [
+            str(ROOT / "tools/validate_lut.py"),
+            *options,
+            "--lut",
+            "tables",
+            "--samples",
+            "8",
+            "--pairs",
+            "3",
+            "--json",
+            "v.json",
+        ],
+        workplace,
+    )
+    written = json.loads((workplace / "v.json").read_text())
+    assert f"mape {written['figures']['structures']['predictor']['mape']:.3f}" in validated.stdout
+    assert len(written["rows"]) == 8
+    assert len(written["differences"]) == 3
+    adaptive = command(
+        [str(ROOT / "tools/build_lut.py"), *options, "--coverage", "adaptive", "--minutes", "0.05", "--out", "tables"],
+        workplace,
+    )
+    assert "mean error on structures before they were measured" in adaptive.stdout
+    (table,) = (workplace / "tables").glob("ort-*")
+    drawing = ["--layer", "1", "--lut", str(table), "--align", "8", "--validation", "v.json", "--out", "lut.png"]
+    command([str(ROOT / "tools/plot_lut.py"), *options, *drawing], workplace)
+    assert (workplace / "lut.png").read_bytes().startswith(b"\x89PNG")
+    refused = command([str(ROOT / "tools/plot_lut.py"), *options, *drawing, "--layer", "99"], workplace, code=2)
+    assert "--layer 99 given" in refused.stderr
+
+
+def test_networks_are_listed_with_what_stands_in_their_way(workplace) -> None:
+    tool = str(ROOT / "tools/list_networks.py")
+    done = command([tool, "--network", "squeezenet1_1", "--network", "shufflenet_v2_x0_5"], workplace)
+    assert re.search(r"yes  squeezenet1_1 +\d+ genes", done.stdout)
+    assert re.search(r"no   shufflenet_v2_x0_5 .*reshapes", done.stdout)
+    assert "1 of 2 trace" in done.stdout
+    assert "--network resnet given" in command([tool, "--network", "resnet"], workplace, code=2).stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its core here")
+def test_what_a_busy_neighbour_does_to_a_table_is_told(workplace) -> None:
+    options = ["--network", "tinynet:wide", "--input-size", "24", "--structures", "20"]
+    done = command([str(ROOT / "tools/check_noise.py"), *options], workplace)
+    stable = re.search(r"beside a busy neighbour: (\d+)% of 20 structures stable", done.stdout)
+    assert stable
+    assert 0 <= int(stable[1]) <= 100
+    apart = re.search(r"predictions of \d+ structures differ by ([\d.]+)% \(median\), ([\d.]+)%", done.stdout)
+    assert apart
+    assert float(apart[1]) <= float(apart[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--device", "trt"], "driver|pip install"),
+        (["--coverage", "half"], "expected one of quick, adaptive, full"),
+        (["--minutes", "3"], "needs --coverage adaptive"),
+        (["--network", "nothing"], "is unknown"),
+        (["--out", "tinynet.py"], "Choose another"),
+        (["--threads", "0"], "1 or more"),
+        (["--precision", "fp7"], "fp32"),
+    ],
+)
+def test_build_lut_refuses_clearly(arguments: list[str], said: str, workplace) -> None:
+    small = ["--network", "tinynet:wide", "--input-size", "24"] if "--network" not in arguments else []
+    done = command([str(ROOT / "tools/build_lut.py"), *small, *arguments], workplace, code=2)
+    assert re.search(said, done.stderr), done.stderr
+
+
+@pytest.mark.slow
+def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
+    """The ranking and the comparison with uniform, random and MACs, on digits; a second call trains nothing."""
+    common = ["--data", "digits", "--network", "tinynet:wide", "--images", "320", "--epochs", "1", "--train-batch", "32"]
+    ranking = [
+        str(ROOT / "tools/check_ranking.py"), *common, "--structures", "5", "--seeds", "2", "--random-epochs", "1",
+        "--sandwich-epochs", "1",
+    ]  # fmt: skip
+    first, second = command(ranking, workplace), command(ranking, workplace)
+    assert first.stdout.splitlines()[-6:] == second.stdout.splitlines()[-6:]
+    written = json.loads((workplace / "results" / "ranking.json").read_text())
+    assert len(written["structures"]) == 5
+    assert len(written["kinds"]) == 2 + 1 + 6
+    assert all(-1 <= row["kendall_tau"] <= 1 for row in written["kinds"] if row["kendall_tau"] == row["kendall_tau"])
+    comparison = [
+        str(ROOT / "tools/reproduce_cifar10.py"), *common, "--budget", "60", "--pruningnet-epochs", "1", "--population", "4",
+        "--generations", "2", "--seeds", "1",
+    ]  # fmt: skip
+    assert command(comparison, workplace).stdout == command(comparison, workplace).stdout
+    rows = json.loads((workplace / "results" / "cifar10.json").read_text())["rows"]
+    assert [row["how"] for row in rows] == [
+        "unpruned", "uniform", "random search", "MetaPruning by MACs", "MetaPruning by latency",
+    ]  # fmt: skip
+    assert all(len(row["test_accuracy"]) == 1 for row in rows)
+    assert rows[4]["measured_ms"] < rows[0]["measured_ms"]
+
+
+@pytest.mark.slow
+def test_a_device_shows_all_its_evidence_and_is_not_measured_twice(workplace) -> None:
+    options = ["--device", "torch", "--network", "tinynet:wide", "--batch", "1", "--input-size", "24", "--samples", "8"]
+    check = [str(ROOT / "tools/check_device.py"), *options, "--lut", "checked", "--out", "evidence"]
+    first, second = command(check, workplace), command(check, workplace)
+    assert "| tinynet:wide, batch 1, 24x24, fp32 |" in first.stdout
+    assert first.stdout == second.stdout
+    (file,) = (workplace / "evidence").glob("torch-fp32-*.json")
+    (checked,) = json.loads(file.read_text())["networks"].values()
+    assert checked["clocks"]["own_ms"] > 0
+    assert len(checked["rows"]) == 8
+    assert list((workplace / "checked").glob("torch-fp32-*/table.parquet"))
+
+
+@pytest.mark.slow
+def test_speed_is_told(workplace) -> None:
+    options = ["--batch", "4x32", "--steps", "3", "--samples", "1000", "--threads", "1", "--out", "speed.json"]
+    done = command([str(ROOT / "tools/check_speed.py"), *options], workplace)
+    assert "× plain" in done.stdout
+    draws = json.loads((workplace / "speed.json").read_text())["draws"]
+    assert [draw["network"] for draw in draws] == ["mobilenet_v1", "mobilenet_v2", "resnet50"]
+    assert all(draw["inside"] for draw in draws)
+    wrong = command([str(ROOT / "tools/check_speed.py"), "--batch", "64"], workplace, code=2)
+    assert "expected IMAGESxPIXELS" in wrong.stderr
