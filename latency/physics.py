@@ -27,8 +27,8 @@ TERMS = 5 + len(BLOCKS)
 TOWARDS_COMMON = 0.1
 """How strongly an operation's prices are drawn to those of all, in rows of its mean cost: only where its own say little."""
 
-GROUPS_TO_NOTHING = 1.0
-"""How strongly the price of a group is drawn to 0: what else can explain the cost comes first."""
+UNEXPLAINED = 0.15
+"""A group has a price of its own only where this share of the costs (by least squares) has no other explanation."""
 
 Columns = Mapping[str, np.ndarray]
 
@@ -94,19 +94,19 @@ class Physics:
     """Least-squares prices of physical terms: one set for all kernels, and for each operation its own, drawn towards it.
 
     A grouped convolution, say, runs by another algorithm than a dense one: what it costs at sizes where none was measured
-    follows from its own prices, not from how dense ones behave there. What a group costs is no common price: all that other
-    prices leave unexplained of grouped convolutions would end there (ResNeXt's groups have equally many multiply-adds in all
-    its stages, so that its own kernels cannot tell the two apart).
+    follows from its own prices, not from how dense ones behave there. What a group costs is priced only where it explains
+    much: within one network groups go with multiply-adds (ResNeXt's have equally many of them in all its stages), and a price
+    learnt from small differences there misleads elsewhere (RegNet's groups at 7×7 came out twice as dear).
     """
 
     def __init__(self, kernels: Kernels, ms: np.ndarray, rows: np.ndarray) -> None:
         terms, weight = kernels.terms(), np.sqrt(rows) / (ms + 3 * RESOLUTION_MS)
-        self._common = _prices(np.where(np.arange(TERMS) == GROUPS, 0, terms), ms, weight)
+        self._common, _ = _prices(_without_groups(terms), ms, weight)
         self._own = {}
         operations = _operations(kernels)
         for one in np.unique(operations):
             mine = operations == one
-            self._own[one] = _prices(terms[mine], ms[mine], weight[mine], self._common)
+            self._own[one] = _own_prices(terms[mine], ms[mine], weight[mine], self._common)
 
     def predict(self, kernels: Kernels) -> np.ndarray:
         """float64[N] milliseconds."""
@@ -119,14 +119,26 @@ def _operations(kernels: Kernels) -> np.ndarray:
     return np.array([operation_of(one) for one in kernels.types])
 
 
-def _prices(terms: np.ndarray, ms: np.ndarray, weight: np.ndarray, towards: np.ndarray | None = None) -> np.ndarray:
-    """Non-negative float64[TERMS] that explain ms float64[N] of terms float64[N, TERMS] best; where N rows do not say,
-    near `towards`."""
+def _without_groups(terms: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(TERMS) == GROUPS, 0, terms)
+
+
+def _own_prices(terms: np.ndarray, ms: np.ndarray, weight: np.ndarray, common: np.ndarray) -> np.ndarray:
+    plain, error = _prices(_without_groups(terms), ms, weight, common)
+    explained = error < UNEXPLAINED * np.linalg.norm(ms * weight)
+    return plain if explained else _prices(terms, ms, weight, common)[0]
+
+
+def _prices(
+    terms: np.ndarray, ms: np.ndarray, weight: np.ndarray, towards: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
+    """Non-negative float64[TERMS] that explain ms float64[N] of terms float64[N, TERMS] best, and the error that remains;
+    where N rows do not say, near `towards`."""
     scale = terms.mean(axis=0) + 1e-12
     design, target = terms / scale * weight[:, None], ms * weight
     if towards is not None:
-        pull = np.where(np.arange(TERMS) == GROUPS, GROUPS_TO_NOTHING, TOWARDS_COMMON) / ms.mean()
-        design = np.vstack([design, np.diag(pull)])
+        pull = TOWARDS_COMMON / ms.mean()
+        design = np.vstack([design, pull * np.eye(TERMS)])
         target = np.concatenate([target, pull * towards * scale])
-    result: np.ndarray = nnls(design, target)[0] / scale
-    return result
+    prices, error = nnls(design, target)
+    return prices / scale, float(error)

@@ -33,8 +33,8 @@ def measured_against_predicted(
     """Measure fresh random structures twice, in two passes over all of them.
 
     Returns:
-        One row each: measured_ms, again_ms (the second pass), predicted_ms, low_ms, high_ms, isolated_ms (the sum of its
-        kernels measured alone), macs, stable. `progress` is called with passes over structures done: 3 × samples in all.
+        One row each: widths, measured_ms, again_ms (the second pass), predicted_ms, low_ms, high_ms, isolated_ms (the sum of
+        its kernels measured alone), macs, stable. `progress` is called with passes over structures done: 3 × samples in all.
     """
     fresh = fresh_structures(network, predictor, samples, seed)
     models = [network.onnx(widths) for widths in fresh]
@@ -42,6 +42,7 @@ def measured_against_predicted(
     low, high = predictor.predict_band(network, fresh)
     return pd.DataFrame(
         {
+            "widths": fresh.tolist(),
             "measured_ms": [one.latency_ms for one in first],
             "again_ms": [one.latency_ms for one in second],
             "predicted_ms": predictor.predict_widths(network, fresh),

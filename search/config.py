@@ -66,6 +66,11 @@ class RunConfig:
         check_recipe(self.recipe)
         if not budgets and not self.pareto:
             raise BudgetError("no budget given; expected at least one of --latency, --macs and --params, or --pareto.")
+        if self.storage and "latency" in budgets and budgets["latency"].relative:
+            raise BudgetError(
+                "--storage given with a latency in per cent, which every process would take of its own measurement; "
+                "expected --latency in milliseconds, for example 15ms."
+            )
 
     def recorded(self) -> dict[str, Any]:
         """What is written down of it: everything but a database's password."""

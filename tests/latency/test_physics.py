@@ -9,7 +9,6 @@ from latency.physics import Kernels, Physics
 from latency.regression import KernelRegressor
 
 MS_A_MAC = 2e-8
-MS_A_GROUP = 1e-3
 SLOWER = 4.0  # a grouped convolution's multiply-adds
 
 
@@ -18,13 +17,13 @@ def kernels(kind: str, channels: list[int], sizes: list[int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(KERNEL_FIELDS))
 
 
-def lawful_ms(frame: pd.DataFrame) -> np.ndarray:
+def lawful_ms(frame: pd.DataFrame, ms_a_group: float = 1e-3) -> np.ndarray:
     """Dense convolutions by their multiply-adds; grouped ones (of 16) `SLOWER`, and something for every group."""
     positions = (frame["out_height"] * frame["out_width"]).to_numpy()
     cin, cout = frame["cin"].to_numpy(), frame["cout"].to_numpy()
     grouped = frame["type"].str.startswith("groupconv").to_numpy()
     dense_ms = MS_A_MAC * 9 * cin * cout * positions
-    grouped_ms = SLOWER * MS_A_MAC * 9 * 16 * cout * positions + MS_A_GROUP * cin / 16
+    grouped_ms = SLOWER * MS_A_MAC * 9 * 16 * cout * positions + ms_a_group * cin / 16
     return np.where(grouped, grouped_ms, dense_ms)
 
 
@@ -41,6 +40,12 @@ def test_an_operation_keeps_its_own_prices_where_it_was_not_measured(seen) -> No
     np.testing.assert_allclose(physics.predict(Kernels.of(small)), lawful_ms(small), rtol=0.1)
     regressor = KernelRegressor(seen.assign(ms=lawful_ms(seen)), np.ones(len(seen), dtype=bool))
     np.testing.assert_allclose(regressor.predict(Kernels.of(small)), lawful_ms(small), rtol=0.2)
+
+
+def test_groups_that_cost_as_much_as_their_multiply_adds_are_priced(seen) -> None:
+    small, ms = kernels("groupconv3x3s1g16+relu", [48, 96, 192], [14, 7]), lawful_ms(seen, 0.1)
+    physics = Physics(Kernels.of(seen), ms, np.ones(len(seen)))
+    np.testing.assert_allclose(physics.predict(Kernels.of(small)), lawful_ms(small, 0.1), rtol=0.05)
 
 
 def test_a_single_kernel_of_an_operation_costs_elsewhere_what_all_operations_do(seen) -> None:
