@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import onnx
 from onnx import helper
 
-from latency.devices import Device
+from latency.kept import KeptMeasurements
 from latency.kernels import Kernel, find_kernels, static_shapes
-from latency.protocol import Protocol, measure
+from latency.protocol import Protocol
 
 PROTOCOL = Protocol(rounds=4, round_ms=1.0, warmup_ms=2.0, profiled_runs=1)
 
@@ -41,7 +41,7 @@ def isolated_models(model: bytes) -> list[tuple[Kernel, bytes]]:
 
 
 def isolated_sums(
-    device: Device, models: Sequence[bytes], progress: Callable[[int], object] = lambda done: None
+    device: KeptMeasurements, models: Sequence[bytes], progress: Callable[[int], object] = lambda done: None
 ) -> list[float]:
     """Milliseconds of each model as the sum of its kernels, each kind of kernel measured once and alone."""
     known: dict[Kernel, float] = {}
@@ -50,7 +50,7 @@ def isolated_sums(
         parts = isolated_models(model)
         for kernel, alone in parts:
             if kernel not in known:
-                known[kernel] = measure(device, [alone], PROTOCOL)[0].latency_ms
+                known[kernel] = device.measured([alone], protocol=PROTOCOL)[0].latency_ms
         sums.append(sum(known[kernel] for kernel, _ in parts))
         progress(1)
     return sums

@@ -96,7 +96,7 @@ class _Rounds:
         """Whether enough rounds lie within `max_spread` of the latency to believe it, and enough were quiet: those that a
         neighbour slowed all along agree, too."""
         agreeing = self.ms <= (1 + max_spread) * self.latency_ms(protocol)
-        return min(agreeing.sum(), self.quiet.sum()) >= min(protocol.fewest_rounds, len(self.ms))
+        return bool(min(agreeing.sum(), self.quiet.sum()) >= min(protocol.fewest_rounds, len(self.ms)))
 
 
 def _timed(loaded: Sequence[LoadedModel], protocol: Protocol, max_spread: float) -> list[_Rounds]:

@@ -14,16 +14,15 @@ from latency.build import BLOCK
 from latency.coverage import quick_plan
 from latency.devices import Device, LoadedModel
 from latency.isolated import isolated_sums
-from latency.measurement import Measurement
+from latency.kept import KeptMeasurements, Timed
 from latency.network import Network
 from latency.predictor import LatencyPredictor
-from latency.protocol import measure
 
 Progress = Callable[[int], object]
 
 
 def measured_against_predicted(
-    device: Device,
+    device: KeptMeasurements,
     network: Network,
     predictor: LatencyPredictor,
     samples: int,
@@ -38,7 +37,7 @@ def measured_against_predicted(
     """
     fresh = fresh_structures(network, predictor, samples, seed)
     models = [network.onnx(widths) for widths in fresh]
-    first, second = (_measured(device, models, progress) for _ in range(2))
+    first, second = (_measured(device, models, progress, turn) for turn in range(2))
     low, high = predictor.predict_band(network, fresh)
     return pd.DataFrame(
         {
@@ -79,7 +78,13 @@ def _wall_ms(loaded: LoadedModel, runs: int) -> float:
 
 
 def validated(
-    device: Device, network: Network, predictor: LatencyPredictor, samples: int, pairs: int, seed: int, progress: Progress
+    device: KeptMeasurements,
+    network: Network,
+    predictor: LatencyPredictor,
+    samples: int,
+    pairs: int,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Both comparisons, ready for JSON: "figures" (summaries), "rows" and "differences". `progress` is called with the
     measurements done: 3 × samples + 2 × pairs in all."""
@@ -93,7 +98,7 @@ def validated(
 
 
 def one_gene_differences(
-    device: Device,
+    device: KeptMeasurements,
     network: Network,
     predictor: LatencyPredictor,
     samples: int,
@@ -152,10 +157,10 @@ def fresh_structures(network: Network, predictor: LatencyPredictor, samples: int
     return np.array([one for one in drawn if (network.signature, tuple(map(int, one))) not in known][:samples])
 
 
-def _measured(device: Device, models: list[bytes], progress: Progress) -> list[Measurement]:
+def _measured(device: KeptMeasurements, models: list[bytes], progress: Progress, turn: int = 0) -> list[Timed]:
     results = []
     for start in range(0, len(models), BLOCK):
-        results += measure(device, models[start : start + BLOCK])
+        results += device.measured(models[start : start + BLOCK], turn)
         progress(len(models[start : start + BLOCK]))
     return results
 

@@ -19,7 +19,7 @@ from latency.errors import reported_by_command
 from search import options
 
 if TYPE_CHECKING:
-    from latency.devices import Device
+    from latency.kept import KeptMeasurements
 
 Option = typer.Option
 
@@ -41,6 +41,7 @@ def main(
     with reported_by_command():
         from latency import open_device
         from latency.fingerprint import slug
+        from latency.kept import KeptMeasurements
         from search.report import read_json, write_json
 
         for kind in precision or ["fp32"]:
@@ -52,12 +53,14 @@ def main(
             for name, images in itertools.product(network or ["mobilenet_v1", "mobilenet_v2", "resnet50"], batch or [1, 32]):
                 key = f"{name}, batch {images}, {input_size}x{input_size}"
                 if key not in results["networks"]:
-                    results["networks"][key] = _checked(opened, name, (images, 3, input_size, input_size), samples, lut)
+                    kept = KeptMeasurements(opened, file.with_suffix(".part"))
+                    results["networks"][key] = _checked(kept, name, (images, 3, input_size, input_size), samples, lut)
                     write_json(file, results)
+                    kept.discard()
                 print(_line(key, kind, results["networks"][key]), flush=True)
 
 
-def _checked(device: Device, name: str, shape: tuple[int, ...], samples: int, lut: Path) -> dict[str, Any]:
+def _checked(kept: KeptMeasurements, name: str, shape: tuple[int, ...], samples: int, lut: Path) -> dict[str, Any]:
     from latency import trace
     from latency.alignment import alignment_of
     from latency.build import build_table
@@ -67,6 +70,7 @@ def _checked(device: Device, name: str, shape: tuple[int, ...], samples: int, lu
     from latency.validation import by_the_wall_ms, validated
     from pruning.networks import load
 
+    device = kept.device
     multiple = alignment_of(device, lut)
     network = trace(load(name), shape, align=multiple, name=name)
     plan, table, pairs = quick_plan(network), LatencyTable.open(lut, device.fingerprint()), samples // 4
@@ -75,7 +79,7 @@ def _checked(device: Device, name: str, shape: tuple[int, ...], samples: int, lu
         table = build_table(device, network, plan, table, progress=meter.update)
     seconds = time.monotonic() - begun
     with tqdm(total=3 * samples + 2 * pairs, desc=f"{name}, batch {shape[0]}: validation", dynamic_ncols=True) as meter:
-        results = validated(device, network, LatencyPredictor(table), samples, pairs, 0, meter.update)
+        results = validated(kept, network, LatencyPredictor(table), samples, pairs, 0, meter.update)
     own, wall = by_the_wall_ms(device, network.onnx(network.max_widths))
     clocks = {"own_ms": own, "wall_ms": wall}
     return results | {"align": multiple, "table_s": seconds, "refused": len(table.refused), "clocks": clocks}

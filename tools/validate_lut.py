@@ -31,10 +31,12 @@ def main(
     lut: options.Lut = Path("lut_data"),
     json_out: Annotated[Path | None, Option("--json", help="Also write all figures and rows to this file.")] = None,
 ) -> None:
-    """Measure SAMPLES structures that the table does not hold, twice, and compare."""
+    """Measure SAMPLES structures that the table does not hold, twice, and compare. With --json it may be interrupted: the same
+    command goes on."""
     with reported_by_command():
         from latency import open_device, trace
         from latency.alignment import alignment_of
+        from latency.kept import KeptMeasurements
         from latency.predictor import LatencyPredictor
         from latency.table import LatencyTable
         from latency.validation import validated
@@ -46,8 +48,9 @@ def main(
         module = load(network, num_classes)
         multiple = align or alignment_of(opened, lut)
         traced = trace(module, shape, align=multiple, name=network)
+        kept = KeptMeasurements(opened, json_out and json_out.with_suffix(".part"))
         with tqdm(total=3 * samples + 2 * pairs, desc="measuring", dynamic_ncols=True) as meter:
-            results = validated(opened, traced, predictor, samples, pairs, seed, meter.update)
+            results = validated(kept, traced, predictor, samples, pairs, seed, meter.update)
         print(
             f"{network} at {input_size}x{input_size}, widths in multiples of {multiple}, batch {batch}, {threads} thread(s): "
             f"{len(results['rows'])} structures never profiled, {predictor.table.count(traced)} in the table"
@@ -57,6 +60,7 @@ def main(
             setting = {"network": network, "input_size": input_size, "align": multiple, "batch": batch, "threads": threads}
             json_out.parent.mkdir(parents=True, exist_ok=True)
             json_out.write_text(json.dumps(setting | {"seed": seed} | results, indent=2) + "\n")
+            kept.discard()
 
 
 def _show(figures: Mapping[str, Mapping[str, Any]]) -> None:

@@ -42,6 +42,7 @@ def test_build_lut_measures_resumes_and_validates(workplace) -> None:
     assert f"mape {written['figures']['structures']['predictor']['mape']:.3f}" in validated.stdout
     assert len(written["rows"]) == len({tuple(row["widths"]) for row in written["rows"]}) == 8
     assert len(written["differences"]) == 3
+    assert not (workplace / "v.part").exists()  # what is kept until the file is whole
     adaptive = command(
         [str(ROOT / "tools/build_lut.py"), *options, "--coverage", "adaptive", "--minutes", "0.05", "--out", "tables"],
         workplace,

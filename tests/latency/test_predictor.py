@@ -14,6 +14,7 @@ import latency
 from latency.build import build_table
 from latency.calibration import MonotoneLink
 from latency.coverage import quick_plan
+from latency.kept import KeptMeasurements
 from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
 from latency.validation import agreement, differences_summary, measured_against_predicted, one_gene_differences, summary
@@ -60,7 +61,7 @@ def test_structures_that_were_disturbed_without_showing_it_are_left_out(
 
 
 def test_the_band_covers_what_it_says(predictor, nonlinear, tiny_network) -> None:
-    rows = measured_against_predicted(nonlinear, tiny_network, predictor, samples=150, seed=5)
+    rows = measured_against_predicted(KeptMeasurements(nonlinear), tiny_network, predictor, samples=150, seed=5)
     figures = summary(rows)
     assert len(rows) == 150
     assert 0.75 <= figures["predictor"]["band_coverage"] <= 1.0
@@ -243,7 +244,7 @@ def test_importing_latency_loads_nothing_heavy() -> None:
 
 
 def test_differences_of_one_gene_are_measured_without_the_profiler(predictor, nonlinear, tiny_network) -> None:
-    rows = one_gene_differences(nonlinear, tiny_network, predictor, samples=12, seed=0)
+    rows = one_gene_differences(KeptMeasurements(nonlinear), tiny_network, predictor, samples=12, seed=0)
     assert len(rows) == 12
     assert (rows["wide"] > rows["narrow"]).all()
     figures = differences_summary(rows)
@@ -255,7 +256,7 @@ def test_isolated_kernels_of_an_additive_device_add_up(lawful, tiny_network, rng
     from latency.isolated import isolated_sums
 
     models = [tiny_network.onnx(widths) for widths in random_widths(tiny_network, rng, 3)]
-    np.testing.assert_allclose(isolated_sums(lawful, models), [lawful.load(model).total for model in models])
+    np.testing.assert_allclose(isolated_sums(KeptMeasurements(lawful), models), [lawful.load(model).total for model in models])
 
 
 def test_isolated_kernels_run_on_the_real_device(tiny_network) -> None:

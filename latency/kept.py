@@ -1,0 +1,66 @@
+"""Measurements kept in a file as they are made: a command that needs many, and is interrupted, goes on with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from latency.devices import Device
+from latency.errors import TableError
+from latency.fingerprint import slug
+from latency.protocol import Protocol, measure
+from latency.table import write_beside
+
+
+class Timed(NamedTuple):
+    """What is kept of a measurement."""
+
+    latency_ms: float
+    stable: bool
+
+
+class KeptMeasurements:
+    """Measures models on a device, or finds in the file what was measured before.
+
+    Args:
+        file: keeps all of it, by the models' content; None keeps nothing.
+
+    Raises:
+        TableError: the file is not what this class writes.
+    """
+
+    def __init__(self, device: Device, file: Path | None = None) -> None:
+        self.device, self._file = device, file
+        self._known: dict[str, list[tuple[float, bool]]] = {}
+        if file is not None and file.exists():
+            self._known = _read(file)
+
+    def measured(self, models: Sequence[bytes], turn: int = 0, protocol: Protocol | None = None) -> list[Timed]:
+        """Those of `models`, measured in one session; in another `turn` they are measured anew.
+
+        Raises:
+            MeasurementError: the device refuses one of them.
+            TableError: the file cannot be written.
+        """
+        setting = f"{slug(self.device.fingerprint())} {turn} {protocol}"
+        key = hashlib.sha256(b"".join((setting.encode(), *models))).hexdigest()
+        if key not in self._known:
+            self._known[key] = [(one.latency_ms, one.stable) for one in measure(self.device, models, protocol)]
+            if self._file is not None:
+                write_beside(self._file, json.dumps(self._known).encode())
+        return [Timed(*one) for one in self._known[key]]
+
+    def discard(self) -> None:
+        """Remove the file: what it was kept for is finished."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, list[tuple[float, bool]]]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise TableError(f"'{file}' cannot be read ({error}); remove it, and all is measured again.") from error

@@ -1,0 +1,55 @@
+"""Measurements that are kept: what is in the file is not measured again."""
+
+from pathlib import Path
+
+import pytest
+
+import latency
+from latency.kept import KeptMeasurements
+from latency.protocol import Protocol
+
+
+class Counting:
+    """The lawful device, and how many models it has loaded."""
+
+    def __init__(self, lawful) -> None:
+        self.lawful, self.loaded = lawful, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.lawful, name)
+
+    def load(self, model: bytes) -> object:
+        self.loaded += 1
+        return self.lawful.load(model)
+
+
+def test_what_was_measured_is_found_again(lawful, tiny_network, tmp_path: Path) -> None:
+    models = [tiny_network.onnx(tiny_network.nearest_widths(share)) for share in (0.5, 1.0)]
+    device, file = Counting(lawful), tmp_path / "results" / "v.part"
+    first = KeptMeasurements(device, file).measured(models)
+    assert device.loaded == 2
+    assert [one.latency_ms for one in first] == pytest.approx([lawful.load(model).total for model in models])
+    kept = KeptMeasurements(device, file)
+    assert kept.measured(models) == first
+    assert device.loaded == 2
+    for arguments in ({"turn": 1}, {"protocol": Protocol(rounds=4)}):
+        kept.measured(models, **arguments)
+    assert device.loaded == 6
+    kept.discard()
+    assert not file.exists()
+    KeptMeasurements(device, file).measured(models)
+    assert device.loaded == 8
+
+
+def test_without_a_file_nothing_is_kept(lawful, tiny_network) -> None:
+    device = Counting(lawful)
+    for _ in range(2):
+        KeptMeasurements(device).measured([tiny_network.onnx(tiny_network.max_widths)])
+    assert device.loaded == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_a_spoilt_file_is_refused(content: str, lawful, tmp_path: Path) -> None:
+    (tmp_path / "v.part").write_text(content)
+    with pytest.raises(latency.TableError, match=r"v.part' cannot be read .*; remove it"):
+        KeptMeasurements(lawful, tmp_path / "v.part")
