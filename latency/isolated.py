@@ -50,7 +50,7 @@ def isolated_sums(
         parts = isolated_models(model)
         for kernel, alone in parts:
             if kernel not in known:
-                known[kernel] = device.measured([alone], protocol=PROTOCOL)[0].latency_ms
+                known[kernel] = device.measured(f"alone {kernel}", [alone], PROTOCOL)[0].latency_ms
         sums.append(sum(known[kernel] for kernel, _ in parts))
         progress(1)
     return sums

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ class KeptMeasurements:
     """Measures models on a device, or finds in the file what was measured before.
 
     Args:
-        file: keeps all of it, by the models' content; None keeps nothing.
+        file: keeps all of it, by what callers name it; None keeps nothing.
 
     Raises:
         TableError: the file is not what this class writes.
@@ -38,15 +37,14 @@ class KeptMeasurements:
         if file is not None and file.exists():
             self._known = _read(file)
 
-    def measured(self, models: Sequence[bytes], turn: int = 0, protocol: Protocol | None = None) -> list[Timed]:
-        """Those of `models`, measured in one session; in another `turn` they are measured anew.
+    def measured(self, what: str, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Timed]:
+        """Those of `models`, measured in one session. `what` names them; their weights may differ from time to time.
 
         Raises:
             MeasurementError: the device refuses one of them.
             TableError: the file cannot be written.
         """
-        setting = f"{slug(self.device.fingerprint())} {turn} {protocol}"
-        key = hashlib.sha256(b"".join((setting.encode(), *models))).hexdigest()
+        key = f"{slug(self.device.fingerprint())}: {what}"
         if key not in self._known:
             self._known[key] = [(one.latency_ms, one.stable) for one in measure(self.device, models, protocol)]
             if self._file is not None:

@@ -6,7 +6,6 @@ import pytest
 
 import latency
 from latency.kept import KeptMeasurements
-from latency.protocol import Protocol
 
 
 class Counting:
@@ -26,25 +25,24 @@ class Counting:
 def test_what_was_measured_is_found_again(lawful, tiny_network, tmp_path: Path) -> None:
     models = [tiny_network.onnx(tiny_network.nearest_widths(share)) for share in (0.5, 1.0)]
     device, file = Counting(lawful), tmp_path / "results" / "v.part"
-    first = KeptMeasurements(device, file).measured(models)
+    first = KeptMeasurements(device, file).measured("two", models)
     assert device.loaded == 2
     assert [one.latency_ms for one in first] == pytest.approx([lawful.load(model).total for model in models])
     kept = KeptMeasurements(device, file)
-    assert kept.measured(models) == first
+    assert kept.measured("two", models) == first
     assert device.loaded == 2
-    for arguments in ({"turn": 1}, {"protocol": Protocol(rounds=4)}):
-        kept.measured(models, **arguments)
-    assert device.loaded == 6
+    kept.measured("two, again", models)
+    assert device.loaded == 4
     kept.discard()
     assert not file.exists()
-    KeptMeasurements(device, file).measured(models)
-    assert device.loaded == 8
+    KeptMeasurements(device, file).measured("two", models)
+    assert device.loaded == 6
 
 
 def test_without_a_file_nothing_is_kept(lawful, tiny_network) -> None:
     device = Counting(lawful)
     for _ in range(2):
-        KeptMeasurements(device).measured([tiny_network.onnx(tiny_network.max_widths)])
+        KeptMeasurements(device).measured("it", [tiny_network.onnx(tiny_network.max_widths)])
     assert device.loaded == 2
 
 
