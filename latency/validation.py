@@ -37,7 +37,7 @@ def measured_against_predicted(
     """
     fresh = fresh_structures(network, predictor, samples, seed)
     models = [network.onnx(widths) for widths in fresh]
-    first, second = (_measured(device, network, fresh, progress, turn) for turn in ("", "again "))
+    first, second = (_measured(device, network, fresh, models, progress, turn) for turn in ("", "again "))
     low, high = predictor.predict_band(network, fresh)
     return pd.DataFrame(
         {
@@ -121,7 +121,7 @@ def one_gene_differences(
         choices = network.genes[gene].choices
         narrow[row, gene], wide[row, gene] = choices[len(choices) // 4 if len(choices) > 3 else 0], choices[-1]
     pairs = np.stack([narrow, wide], axis=1).reshape(-1, narrow.shape[1])
-    measured = _measured(device, network, pairs, progress, "pairs ")
+    measured = _measured(device, network, pairs, [network.onnx(widths) for widths in pairs], progress, "pairs ")
     latency_ms = np.array([one.latency_ms for one in measured]).reshape(-1, 2)
     predicted, profiled = (how(network, pairs).reshape(-1, 2) for how in (predictor.predict_widths, predictor.profiled_ms))
     return pd.DataFrame(
@@ -157,13 +157,14 @@ def fresh_structures(network: Network, predictor: LatencyPredictor, samples: int
     return np.array([one for one in drawn if (network.signature, tuple(map(int, one))) not in known][:samples])
 
 
-def _measured(device: KeptMeasurements, network: Network, structures: np.ndarray, progress: Progress, turn: str) -> list[Timed]:
+def _measured(
+    device: KeptMeasurements, network: Network, structures: np.ndarray, models: list[bytes], progress: Progress, turn: str
+) -> list[Timed]:
     results = []
-    for start in range(0, len(structures), BLOCK):
-        block = structures[start : start + BLOCK]
-        what = f"{turn}{network.signature} {block.tolist()}"
-        results += device.measured(what, [network.onnx(widths) for widths in block])
-        progress(len(block))
+    for start in range(0, len(models), BLOCK):
+        block = slice(start, start + BLOCK)
+        results += device.measured(f"{turn}{network.signature} {structures[block].tolist()}", models[block])
+        progress(len(models[block]))
     return results
 
 

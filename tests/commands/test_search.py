@@ -31,6 +31,7 @@ def finished(workplace) -> tuple[Path, str]:
         [sys.executable, *SEARCH, "--out", "runs/first"], cwd=workplace, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
     return workplace / "runs" / "first", done.stdout
 
 
