@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from latency.devices import Device
 from latency.errors import TableError
+from latency.files import write_whole
 from latency.fingerprint import slug
 from latency.protocol import Protocol, measure
-from latency.table import write_beside
 
 
 class Timed(NamedTuple):
@@ -48,8 +48,14 @@ class KeptMeasurements:
         if key not in self._known:
             self._known[key] = [(one.latency_ms, one.stable) for one in measure(self.device, models, protocol)]
             if self._file is not None:
-                write_beside(self._file, json.dumps(self._known).encode())
+                self._write(self._file)
         return [Timed(*one) for one in self._known[key]]
+
+    def _write(self, file: Path) -> None:
+        try:
+            write_whole(file, json.dumps(self._known).encode())
+        except OSError as error:
+            raise TableError(f"cannot write '{file}': {error.strerror}. Choose another place for the results.") from error
 
     def discard(self) -> None:
         """Remove the file: what it was kept for is finished."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +40,7 @@ def main(
         from latency.table import LatencyTable
         from latency.validation import validated
         from pruning.networks import load
+        from search.report import write_json
 
         opened = open_device(device, threads=threads, precision=precision, lut=lut)
         shape = (batch, 3, input_size, input_size)
@@ -58,8 +58,7 @@ def main(
         _show(results["figures"])
         if json_out is not None:
             setting = {"network": network, "input_size": input_size, "align": multiple, "batch": batch, "threads": threads}
-            json_out.parent.mkdir(parents=True, exist_ok=True)
-            json_out.write_text(json.dumps(setting | {"seed": seed} | results, indent=2) + "\n")
+            write_json(json_out, setting | {"seed": seed} | results)
             kept.discard()
 
 
