@@ -33,9 +33,7 @@ class KeptMeasurements:
 
     def __init__(self, device: Device, file: Path | None = None) -> None:
         self.device, self._file = device, file
-        self._known: dict[str, list[tuple[float, bool]]] = {}
-        if file is not None and file.exists():
-            self._known = _read(file)
+        self._known = _read(file) if file is not None and file.exists() else {}
 
     def measured(self, what: str, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Timed]:
         """Those of `models`, measured in one session. `what` names them; their weights may differ from time to time.
@@ -46,10 +44,10 @@ class KeptMeasurements:
         """
         key = f"{slug(self.device.fingerprint())}: {what}"
         if key not in self._known:
-            self._known[key] = [(one.latency_ms, one.stable) for one in measure(self.device, models, protocol)]
+            self._known[key] = [Timed(one.latency_ms, one.stable) for one in measure(self.device, models, protocol)]
             if self._file is not None:
                 self._write(self._file)
-        return [Timed(*one) for one in self._known[key]]
+        return self._known[key]
 
     def _write(self, file: Path) -> None:
         try:
@@ -63,8 +61,9 @@ class KeptMeasurements:
             self._file.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> dict[str, list[tuple[float, bool]]]:
+def _read(file: Path) -> dict[str, list[Timed]]:
     try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        known = json.loads(file.read_text()).items()
+        return {what: [Timed(float(latency_ms), bool(stable)) for latency_ms, stable in timed] for what, timed in known}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TableError(f"'{file}' cannot be read ({error}); remove it, and all is measured again.") from error

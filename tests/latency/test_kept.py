@@ -46,7 +46,7 @@ def test_without_a_file_nothing_is_kept(lawful, tiny_network) -> None:
     assert device.loaded == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"two": 1}', '{"two": [[1.5]]}', '{"two": [["x", true]]}'])
 def test_a_spoilt_file_is_refused(content: str, lawful, tmp_path: Path) -> None:
     (tmp_path / "v.part").write_text(content)
     with pytest.raises(latency.TableError, match=r"v.part' cannot be read .*; remove it"):
