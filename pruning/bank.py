@@ -112,7 +112,7 @@ class Bank(nn.Module):
             return
         self._make_room(len(state["codes"]))
         self.count = self.stepped = len(state["codes"])
-        self.momentum = state["momentum"].to(self.values.device)
+        self.momentum = torch.empty_like(self.values).copy_(state["momentum"])  # aligned as it was: a file's need not be
         self.gradients[: self.count], self.codes[: self.count] = state["gradients"], state["codes"]
         self.carry, self.recent[: self.count] = state["carry"], state["recent"]
 
