@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,37 @@ class Supernet:
 
     `sandwich`: the largest from the labels, then the smallest and a random one from the largest's scores (the sandwich rule
     with inplace distillation, Yu and Huang, ICCV 2019, section 3); otherwise one random structure (MetaPruning, section 3.1).
+    `focused`: on structures within the budget only, the ones that a search can choose.
     """
 
     generator: str
-    sandwich: bool
+    sandwich: bool = False
+    focused: bool = False
+
+    def __str__(self) -> str:
+        return self.generator + ", sandwich" * self.sandwich + ", focused" * self.focused
 
 
 SUPERNETS = {
-    "paper": Supernet("full", sandwich=False),
-    "light": Supernet("low-rank", sandwich=False),
+    "focused": Supernet("full", focused=True),
+    "paper": Supernet("full"),
+    "light": Supernet("low-rank"),
     "sandwich": Supernet("full", sandwich=True),
 }
-"""By the name of the recipe. tools/check_ranking.py found none that ranks better than the paper's: see the README."""
+"""By the name of the recipe. tools/check_ranking.py compares them: see the README."""
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Those a PruningNet is trained on: `draw` gives int64[L] from a random generator, `within` tells trainings apart."""
+
+    draw: Callable[[np.random.Generator], np.ndarray]
+    within: Mapping[str, Any] = field(default_factory=dict)
+
+
+def all_structures(network: Network) -> Structures:
+    """Every gene uniformly one of its choices (MetaPruning, section 3.1)."""
+    return Structures(partial(random_widths, network))
 
 
 def new_pruningnet(network: Network, supernet: Supernet, seed: int, weights: Mapping[str, Tensor] | None = None) -> PruningNet:
@@ -73,12 +93,14 @@ def train_pruningnet(
     seed: int,
     checkpoint: Path,
     progress: Progress,
+    structures: Structures | None = None,
 ) -> None:
-    """Train on random structures, every gene drawn uniformly from its choices; each process draws its own."""
+    """Train on random `structures` (default: all); each process draws its own."""
     network, salt = pruningnet.network, Workers.joined().salt
+    structures = structures or all_structures(network)
 
     def one_random(images: Tensor, labels: Tensor, step: int) -> float:
-        widths = random_widths(network, np.random.default_rng((seed, step, *salt)))
+        widths = structures.draw(np.random.default_rng((seed, step, *salt)))
         loss = F.cross_entropy(pruningnet(images, widths), labels, label_smoothing=recipe.label_smoothing)
         loss.backward()
         return loss.item()
@@ -88,11 +110,11 @@ def train_pruningnet(
         loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
         loss.backward()
         taught = scores.detach().softmax(1)
-        for widths in (np.array(network.min_widths), random_widths(network, np.random.default_rng((seed, step, *salt)))):
+        for widths in (np.array(network.min_widths), structures.draw(np.random.default_rng((seed, step, *salt)))):
             F.cross_entropy(pruningnet(images, widths), taught).backward()
         return loss.item()
 
-    identity = training_identity("pruningnet", network, data, recipe, seed, supernet)
+    identity = pruningnet_identity(network, supernet, data, recipe, seed, structures)
     backward = sandwich if supernet.sandwich else one_random
     fit(pruningnet, backward, data, recipe, seed=seed, checkpoint=checkpoint, identity=identity, progress=progress)
 
@@ -131,34 +153,48 @@ def train_structure(
         loss.backward()
         return loss.item()
 
-    identity = training_identity("structure", network, data, recipe, seed) | {"widths": [int(w) for w in widths]}
-    identity |= {"distilled": teacher is not None}
+    identity = _identity("structure", network, data, recipe, seed)
+    identity |= {"widths": [int(w) for w in widths], "distilled": teacher is not None}
     fit(structure, backward, data, recipe, seed=seed, checkpoint=checkpoint, identity=identity, progress=progress)
     structure.eval()
 
 
 def pruningnet_path(
-    folder: Path, network: Network, supernet: Supernet, data: Dataset, recipe: Recipe, seed: int, weights: str = ""
+    folder: Path,
+    network: Network,
+    supernet: Supernet,
+    data: Dataset,
+    recipe: Recipe,
+    seed: int,
+    weights: str = "",
+    structures: Structures | None = None,
 ) -> Path:
     """Where the checkpoint of such a PruningNet belongs under `folder`: runs that may share one do.
 
     Args:
         weights: digest of what it starts from, where that is not drawn from the seed.
     """
-    identity = json.dumps([training_identity("pruningnet", network, data, recipe, seed, supernet), weights], sort_keys=True)
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    identity = pruningnet_identity(network, supernet, data, recipe, seed, structures)
+    digest = hashlib.sha256(json.dumps([identity, weights], sort_keys=True).encode()).hexdigest()[:8]
     return folder / f"{network.name.replace(':', '.')}-{data.name}-{data.size}px-{digest}.safetensors"
 
 
-def training_identity(
-    kind: str, network: Network, data: Dataset, recipe: Recipe, seed: int, supernet: Supernet | None = None
+def pruningnet_identity(
+    network: Network, supernet: Supernet, data: Dataset, recipe: Recipe, seed: int, structures: Structures | None
 ) -> dict[str, Any]:
+    """What a PruningNet's checkpoint belongs to."""
+    return _identity("pruningnet", network, data, recipe, seed) | {
+        "choices": {gene.name: list(gene.choices) for gene in network.genes},
+        "supernet": asdict(supernet),
+        "structures": dict(structures.within) if structures else {},
+    }
+
+
+def _identity(kind: str, network: Network, data: Dataset, recipe: Recipe, seed: int) -> dict[str, Any]:
     """What a checkpoint belongs to; two runs with equal identities take the same steps."""
     return {
         "kind": kind,
         "network": f"{network.name} {network.signature}",
-        "choices": {gene.name: list(gene.choices) for gene in network.genes} if supernet else {},
-        "supernet": asdict(supernet) if supernet else {},
         "data": f"{data.name}, {len(data.train)} images of {data.size} pixels",
         "recipe": asdict(recipe),
         "seed": seed,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +36,15 @@ class Workers:
     def salt(self) -> tuple[int, ...]:
         """Set this process's random draws apart from the others'; nothing for the first, so that it draws as if alone."""
         return (self.rank,) if self.rank else ()
+
+    @contextmanager
+    def first_ahead(self) -> Iterator[None]:
+        """The first process does it alone, the others once it is through: they find what it left."""
+        if self.rank:
+            dist.barrier()
+        yield
+        if self.size > 1 and not self.rank:
+            dist.barrier()
 
     def average_gradients(self, module: nn.Module) -> None:
         """Replace every gradient by its mean over all processes; one that a process lacks counts as 0.

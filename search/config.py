@@ -10,7 +10,7 @@ from typing import Any
 from latency.errors import MillipruneError
 from search.budget import Budget, BudgetError, parse_budget
 
-RECIPES = ("paper", "light", "sandwich")
+RECIPES = ("focused", "paper", "light", "sandwich")
 
 
 def check_recipe(name: str) -> None:
@@ -41,7 +41,8 @@ class RunConfig:
     align: int | None = None
     weights: str | None = None
     distill: bool = False
-    recipe: str = "paper"
+    recipe: str = "focused"
+    from_scratch: bool = False
     pareto: bool = False
     storage: str | None = None
     population: int = 50

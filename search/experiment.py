@@ -20,6 +20,8 @@ from pruning.fit import Recipe, training_steps
 from pruning.networks import load
 from pruning.pruningnet import PruningNet
 from pruning.train import Supernet, new_pruningnet, new_structure, pruningnet_path, train_pruningnet, train_structure
+from search.feasible import FeasibleSet
+from search.focus import trained_on
 from search.measured import quick_table, unpruned_ms
 from search.progress import Reporter, training_note
 from search.report import read_json, write_json
@@ -53,27 +55,32 @@ class Experiment:
         """Measured once, so that percentages keep their meaning."""
         return unpruned_ms(self.device, self.network, self.runs)
 
-    def pruningnet(self, kind: Supernet, recipe: Recipe) -> tuple[PruningNet, float]:
-        """A trained PruningNet, and the seconds that training took (its last part, if it was interrupted)."""
+    def pruningnet(self, kind: Supernet, recipe: Recipe, feasible: FeasibleSet) -> tuple[PruningNet, float]:
+        """A PruningNet, trained for searches in `feasible`, and the seconds that training took (its last part, if it was
+        interrupted)."""
         supernet = new_pruningnet(self.network, kind, 0).to(self.data.mean.device)
-        path = pruningnet_path(self.runs, self.network, kind, self.data, recipe, 0)
+        structures = trained_on(kind, feasible, self.device)
+        path = pruningnet_path(self.runs, self.network, kind, self.data, recipe, 0, structures=structures)
         log, began = path.with_suffix(".json"), time.monotonic()
-        title = f"PruningNet: {kind.generator}{', sandwich' if kind.sandwich else ''}"
+        title = f"PruningNet: {kind}"
         with self.reporter.bar(title, training_steps(self.data, recipe)) as update:
             train_pruningnet(
-                supernet, kind, self.data, recipe, seed=0, checkpoint=path, progress=partial(training_note, update)
-            )
+                supernet, kind, self.data, recipe, seed=0, checkpoint=path, progress=partial(training_note, update),
+                structures=structures,
+            )  # fmt: skip
         if not log.exists():
             write_json(log, {"seconds": time.monotonic() - began})
         return supernet, float(read_json(log)["seconds"])
 
-    def from_scratch(self, widths: np.ndarray, recipe: Recipe, seed: int) -> float:
-        """Test accuracy of the structure int64[L], trained from scratch."""
-        structure = new_structure(self.network, widths, seed).to(self.data.mean.device)
-        name = f"{'-'.join(map(str, widths))}-{recipe.epochs}e-s{seed}.safetensors"
-        with self.reporter.bar(f"from scratch, seed {seed}", training_steps(self.data, recipe)) as update:
+    def trained(self, widths: np.ndarray, recipe: Recipe, seed: int, start: tuple[PruningNet, str] | None = None) -> float:
+        """Test accuracy of the structure int64[L], trained from scratch, or on from what a PruningNet gives it. Trainings from
+        one PruningNet are told from those of others by its label."""
+        folder = f"continued-{start[1]}" if start else "scratch"
+        structure = start[0].structure(widths) if start else new_structure(self.network, widths, seed)
+        checkpoint = self.runs / folder / f"{'-'.join(map(str, widths))}-{recipe.epochs}e-s{seed}.safetensors"
+        with self.reporter.bar(f"{folder}, seed {seed}", training_steps(self.data, recipe)) as update:
             train_structure(
-                structure, self.network, widths, self.data, recipe, seed=seed, checkpoint=self.runs / "scratch" / name,
-                progress=partial(training_note, update),
+                structure.to(self.data.mean.device), self.network, widths, self.data, recipe, seed=seed,
+                checkpoint=checkpoint, progress=partial(training_note, update),
             )  # fmt: skip
         return accuracy(structure, self.data.test, self.data)

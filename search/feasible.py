@@ -10,7 +10,7 @@ Gibbs walk inside the feasible set fills up; its stationary distribution is unif
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from latency.errors import MillipruneError
 from latency.network import Network
 from latency.pairwise import IntractableCost, PairwiseCost
 from search.boltzmann import BoltzmannSampler, softmin
-from search.budget import BudgetError, show_amount
+from search.budget import Budget, BudgetError, show_amount
 
 if TYPE_CHECKING:
     from latency.predictor import LatencyPredictor
@@ -51,9 +51,13 @@ class Constraint:
     high: float
     to_amount: Callable[[float], float] = float
 
+    def amount(self, value: float) -> float:
+        """A value of `cost` in the units of the budget."""
+        return float(self.to_amount(value)) if value else 0.0
+
     def shown(self, value: float) -> str:
         """A value of `cost` as people read it."""
-        return show_amount(float(self.to_amount(value)), self.quantity)
+        return show_amount(self.amount(value), self.quantity)
 
 
 class _Tilt:
@@ -133,6 +137,21 @@ class FeasibleSet:
         if not self.constraints:
             raise BudgetError("no budget given; expected at least one of latency, MACs and parameters.")
         self._grid = self.constraints[0].cost
+
+    @classmethod
+    def within(
+        cls, network: Network, budgets: Mapping[str, Budget], predictor: LatencyPredictor, unpruned_ms: float
+    ) -> FeasibleSet:
+        """The structures within `budgets`, by quantity. `unpruned_ms` is what a latency in per cent is a share of."""
+        full = network.max_widths
+        unpruned = {"latency": unpruned_ms, "macs": float(network.macs(full)), "params": float(network.params(full))}
+        resolved = {quantity: budget.resolved(unpruned[quantity]) for quantity, budget in budgets.items()}
+        bounds: dict[str, Any] = {quantity: (budget.low, budget.high) for quantity, budget in resolved.items()}
+        return cls(network, predictor=predictor, latency_ms=bounds.pop("latency", None), **bounds)
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """(low, high) of every budget, by quantity: "latency" in milliseconds, "macs", "params"."""
+        return {c.quantity: (c.amount(c.low), c.amount(c.high)) for c in self.constraints}
 
     def contains(self, widths: np.ndarray) -> np.ndarray:
         """bool[P]: which structures int64[P, L] (made of the genes' choices) are within every budget."""

@@ -9,6 +9,10 @@ from typer import Option
 
 from latency.devices import DEVICES
 
+Latency = Annotated[str | None, Option(help="Latency budget per batch: 15ms, or 60% of the unpruned network.")]
+Macs = Annotated[str | None, Option(help="Budget in multiply-adds an image: 150M, 0.95G..1.05G, 60%.")]
+Params = Annotated[str | None, Option(help="Budget in parameters: 2M, 60%.")]
+
 DeviceName = Annotated[str, Option(help=f"Where networks must be fast: {', '.join(DEVICES)}.")]
 Threads = Annotated[int, Option(help="CPU threads that the device computes with.")]
 Precision = Annotated[str, Option(help="fp32, or what else the device offers.")]
@@ -23,7 +27,11 @@ Align = Annotated[int | None, Option(min=1, help="Widths in multiples of this (d
 DataName = Annotated[str, Option(help="digits, cifar10, or a folder of images or *train.npz and *test.npz.")]
 ImageSize = Annotated[int | None, Option(help="Side of the images in pixels (default 32; image folders 224).")]
 TrainingImages = Annotated[int | None, Option(min=100, help="Training images (default: all).")]
-RecipeName = Annotated[str, Option(help="How PruningNet is trained: paper, light (cheaper generators) or sandwich.")]
+RecipeName = Annotated[str, Option(help="How PruningNet is trained: focused (within the budget), paper, light or sandwich.")]
+FromScratch = Annotated[
+    bool,
+    Option("--from-scratch", help="Train final networks from scratch, as the paper does, not on from PruningNet's weights."),
+]
 TrainBatch = Annotated[int, Option(min=2, help="Images in a training step, of all processes together.")]
 Population = Annotated[int, Option(min=1, help="Structures in a generation.")]
 Generations = Annotated[int, Option(min=1, help="Generations of each search.")]

@@ -33,12 +33,13 @@ from search.budget import Budget, show_amount
 from search.config import RunConfig
 from search.feasible import FeasibleSet
 from search.finalists import FINALISTS, Finish, finish, measured_front
+from search.focus import trained_on
 from search.genetic import Candidate, Evolution, evolve
 from search.measured import quick_table, unpruned_ms
 from search.pareto import front
 from search.progress import Reporter, read_log, training_note
 from search.report import OutputError, read_json, result_table, versions, write_file, write_json
-from search.retrain import Job, exported, trained
+from search.retrain import Job, Start, exported, trained
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ class _Context:
     def weights_digest(self) -> str:
         return "" if self.weights is None else digest(self.weights)
 
-    @property
-    def job(self) -> Job:
+    def job(self, pruningnet: PruningNet) -> Job:
         """How the networks of this run are trained and exported."""
-        recipe = Recipe(self.config.epochs, self.config.train_batch)
-        return Job(self.module, self.network, self.data, recipe, self.config.seed, self.weights, self.out, self.reporter)
+        config, recipe = self.config, Recipe(self.config.epochs, self.config.train_batch)
+        start = Start(self.network, config.seed, self.weights, None if config.from_scratch else pruningnet)
+        return Job(self.module, self.network, self.data, recipe, config.seed, start, self.out, self.reporter)
 
 
 def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str, Any]:
@@ -83,10 +84,10 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
     _claim(context)
     predictor = LatencyPredictor(quick_table(context.device, context.network, lut, reporter))
     feasible = _feasible(context, budgets, predictor)
-    pruningnet = _pruningnet(context)
+    pruningnet = _pruningnet(context, feasible)
     predict = partial(predictor.predict_widths, context.network)
     candidates = _search(context, feasible, pruningnet, predict)
-    networks, chosen = (_front if config.pareto else _winner)(context, candidates, feasible, predict)
+    networks, chosen = (_front if config.pareto else _winner)(context, pruningnet, candidates, feasible, predict)
     result = {
         "budget": {constraint.quantity: constraint.shown(constraint.high) for constraint in feasible.constraints},
         "genes": [gene.name for gene in context.network.genes],
@@ -154,37 +155,31 @@ def _claim(context: _Context) -> None:
 
 def _feasible(context: _Context, budgets: dict[str, Budget], predictor: LatencyPredictor) -> FeasibleSet:
     """The structures within the budgets; says what they are, and whether they bind."""
-    network, full = context.network, np.array(context.network.max_widths)
-    unpruned = {
-        "latency": context.unpruned_ms,
-        "macs": float(network.macs(full)),
-        "params": float(network.params(full)),
-    }
-    resolved = {quantity: budget.resolved(unpruned[quantity]) for quantity, budget in budgets.items()}
-    bounds: dict[str, Any] = {
-        {"latency": "latency_ms"}.get(quantity, quantity): (budget.low, budget.high) for quantity, budget in resolved.items()
-    }
-    feasible = FeasibleSet(network, predictor=predictor, **bounds)
+    network, full = context.network, context.network.max_widths
+    unpruned = {"latency": context.unpruned_ms, "macs": network.macs(full), "params": network.params(full)}
+    feasible = FeasibleSet.within(network, budgets, predictor, context.unpruned_ms)
     feasible.smallest()
-    for quantity, budget in resolved.items():
+    for quantity, (_, high) in feasible.bounds().items():
         context.reporter.say(
-            f"budget: {quantity} {show_amount(budget.high, quantity)}; unpruned {show_amount(unpruned[quantity], quantity)}"
+            f"budget: {quantity} {show_amount(high, quantity)}; unpruned {show_amount(unpruned[quantity], quantity)}"
         )
-    if feasible.contains(full)[0] and all(unpruned[quantity] <= budget.high for quantity, budget in resolved.items()):
+    binding = not feasible.contains(np.array(full))[0] or any(unpruned[q] > high for q, (_, high) in feasible.bounds().items())
+    if not binding:
         context.reporter.say("the unpruned network is within the budget: it does not bind; searching all the same")
     return feasible
 
 
-def _pruningnet(context: _Context) -> PruningNet:
+def _pruningnet(context: _Context, feasible: FeasibleSet) -> PruningNet:
     config, network, data, seed = context.config, context.network, context.data, context.config.seed
     recipe, supernet = Recipe(config.pruningnet_epochs, config.train_batch), SUPERNETS[config.recipe]
     pruningnet = new_pruningnet(network, supernet, seed, context.weights).to(compute_device())
+    structures = trained_on(supernet, feasible, context.device, front=config.pareto)
     folder = context.out.parent / "pruningnets"
-    path = pruningnet_path(folder, network, supernet, data, recipe, seed, context.weights_digest)
+    path = pruningnet_path(folder, network, supernet, data, recipe, seed, context.weights_digest, structures)
     with context.reporter.bar("training PruningNet", training_steps(data, recipe)) as update:
         train_pruningnet(
             pruningnet, supernet, data, recipe, seed=seed, checkpoint=path,
-            progress=partial(training_note, update),
+            progress=partial(training_note, update), structures=structures,
         )  # fmt: skip
     return pruningnet
 
@@ -221,12 +216,16 @@ def _front_seen(candidates: list[Candidate], predict: Callable[[np.ndarray], np.
 
 
 def _winner(
-    context: _Context, candidates: list[Candidate], feasible: FeasibleSet, predict: Callable[[np.ndarray], np.ndarray]
+    context: _Context,
+    pruningnet: PruningNet,
+    candidates: list[Candidate],
+    feasible: FeasibleSet,
+    predict: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of the unpruned network, the uniform one and the winner, trained by one recipe; and how it was chosen."""
     chosen = _finish(context, candidates, feasible, predict)
     unpruned_ms, winner_ms, uniform_ms = chosen.predicted_ms
-    job = context.job
+    job = context.job(pruningnet)
     teacher, unpruned = trained(job, "unpruned", context.network.max_widths, chosen.unpruned_ms, unpruned_ms)
     job = job.taught_by(teacher if context.config.distill else None)
     _, uniform = trained(job, "uniform", chosen.uniform, chosen.uniform_ms, uniform_ms)
@@ -250,7 +249,11 @@ def _finish(
 
 
 def _front(
-    context: _Context, candidates: list[Candidate], feasible: FeasibleSet, predict: Callable[[np.ndarray], np.ndarray]
+    context: _Context,
+    pruningnet: PruningNet,
+    candidates: list[Candidate],
+    feasible: FeasibleSet,
+    predict: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of the unpruned network and of networks along the front, trained by one recipe."""
     path = context.out / "front.json"
@@ -261,7 +264,7 @@ def _front(
         write_json(path, {"finalists": [asdict(member) for member in members]})
     finalists = read_json(path)["finalists"]
     full = np.array(context.network.max_widths)
-    job = context.job
+    job = context.job(pruningnet)
     teacher, unpruned = trained(job, "unpruned", tuple(full), context.unpruned_ms, float(predict(full[None])[0]))
     job = job.taught_by(teacher if context.config.distill else None)
     rows = [unpruned]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from latency.devices import Device
 from latency.network import Network
@@ -19,21 +19,42 @@ from pruning.evaluate import accuracy
 from pruning.export import exported_accuracy, program_bytes, structure_onnx
 from pruning.extract import in_own_class
 from pruning.fit import Recipe, training_steps
+from pruning.pruningnet import PruningNet
 from pruning.train import new_structure, train_structure
 from search.progress import Reporter, training_note
 from search.report import OutputError, write_file
 
 
 @dataclass(frozen=True)
+class Start:
+    """Gives structures int64[L] of `network` as their training begins: with what `pruningnet` generates for them.
+
+    Without one they begin from scratch, as in the paper, or with slices of the trained `weights` of the unpruned network. The
+    unpruned network itself keeps those weights in any case.
+    """
+
+    network: Network
+    seed: int
+    weights: Mapping[str, Tensor] | None
+    pruningnet: PruningNet | None
+
+    def __call__(self, widths: np.ndarray) -> fx.GraphModule:
+        trained_already = self.weights is not None and tuple(widths) == self.network.max_widths
+        if self.pruningnet is None or trained_already:
+            return new_structure(self.network, widths, self.seed, self.weights)
+        return self.pruningnet.structure(widths)
+
+
+@dataclass(frozen=True)
 class Job:
-    """How to train structures of `network`, traced from `module`. `weights` of the unpruned network to start from, or None."""
+    """How to train structures of `network`, traced from `module`. `start` gives a structure int64[L] to be trained."""
 
     module: nn.Module
     network: Network
     data: Dataset
     recipe: Recipe
     seed: int
-    weights: Mapping[str, Tensor] | None
+    start: Start
     out: Path
     reporter: Reporter
     teacher: nn.Module | None = None
@@ -48,7 +69,7 @@ def trained(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The structure `widths` (int[L]), trained or loaded from its checkpoint, and its row of the result."""
     data, network = job.data, job.network
-    structure = new_structure(network, np.array(widths), job.seed, job.weights).to(data.mean.device)
+    structure = job.start(np.array(widths)).to(data.mean.device)
     with job.reporter.bar(f"training {label}", training_steps(data, job.recipe)) as update:
         train_structure(
             structure, network, np.array(widths), data, job.recipe, seed=job.seed, teacher=job.teacher,

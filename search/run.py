@@ -20,9 +20,9 @@ DEFAULTS = RunConfig()
 
 @app.command()
 def main(
-    latency: Annotated[str | None, Option(help="Latency budget per batch: 15ms, or 60% of the unpruned network.")] = None,
-    macs: Annotated[str | None, Option(help="Budget in multiply-adds an image: 150M, 0.95G..1.05G, 60%.")] = None,
-    params: Annotated[str | None, Option(help="Budget in parameters: 2M, 60%.")] = None,
+    latency: options.Latency = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
     network: options.NetworkName = DEFAULTS.network,
     data: options.DataName = DEFAULTS.data,
     image_size: options.ImageSize = None,
@@ -36,6 +36,7 @@ def main(
     ] = None,
     distill: Annotated[bool, Option("--distill", help="Train the pruned networks from the unpruned one's scores too.")] = False,
     recipe: options.RecipeName = DEFAULTS.recipe,
+    from_scratch: options.FromScratch = False,
     pareto: Annotated[bool, Option("--pareto", help="Find networks all along the front of accuracy against latency.")] = False,
     storage: Annotated[
         str | None, Option(help="Database for the search, to be worked on by several processes: postgresql+psycopg2://…")
@@ -43,7 +44,7 @@ def main(
     population: options.Population = DEFAULTS.population,
     generations: options.Generations = DEFAULTS.generations,
     pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = DEFAULTS.pruningnet_epochs,
-    epochs: Annotated[int, Option(min=1, help="Epochs of the final training from scratch.")] = DEFAULTS.epochs,
+    epochs: Annotated[int, Option(min=1, help="Epochs of the final training.")] = DEFAULTS.epochs,
     train_batch: options.TrainBatch = DEFAULTS.train_batch,
     seed: Annotated[int, Option(min=0, help="The same seed gives the same result on the same machine.")] = DEFAULTS.seed,
     out: Annotated[Path | None, Option(help="Folder of the run (default: a new one under runs/).")] = None,
@@ -55,7 +56,8 @@ def main(
     with reported_by_command("Run the same command with --resume to go on."):
         config = RunConfig(
             latency, macs, params, network, data, image_size, device, threads, precision, batch, align,
-            weights, distill, recipe, pareto, storage, population, generations, pruningnet_epochs, epochs, train_batch, seed,
+            weights, distill, recipe, from_scratch, pareto, storage, population, generations, pruningnet_epochs, epochs,
+            train_batch, seed,
         )  # fmt: skip
         config.check()
         from search.pipeline import run  # torch and the rest load once the arguments are known to be good

@@ -17,7 +17,7 @@ from search import options
 if TYPE_CHECKING:
     import numpy as np
 
-    from pruning.fit import Recipe
+    from pruning.pruningnet import PruningNet
     from pruning.train import Supernet
     from search.experiment import Experiment
 
@@ -48,7 +48,7 @@ def main(
         from pruning.fit import Recipe
         from pruning.generators import GENERATORS
         from pruning.hardware import compute_device
-        from pruning.train import Supernet
+        from pruning.train import SUPERNETS, Supernet
         from search.budget import parse_budget
         from search.experiment import Experiment
         from search.feasible import FeasibleSet
@@ -61,7 +61,7 @@ def main(
         feasible = FeasibleSet(traced, latency_ms=(budget.low, budget.high), predictor=experiment.predictor)
         drawn = feasible.sample(structures, np.random.default_rng(0))
         recipe = Recipe(epochs, train_batch)
-        scratch = np.array([[experiment.from_scratch(w, recipe, seed) for seed in range(seeds)] for w in drawn])
+        scratch = np.array([[experiment.trained(w, recipe, seed) for seed in range(seeds)] for w in drawn])
         kinds: list[dict[str, Any]] = [
             {"kind": "MACs", "accuracy": traced.macs(drawn).tolist()},
             {"kind": "parameters", "accuracy": traced.params(drawn).tolist()},
@@ -69,9 +69,10 @@ def main(
         kinds += [
             {"kind": f"training from scratch, seed {seed}", "accuracy": scratch[:, seed].tolist()} for seed in range(1, seeds)
         ]
-        for sandwich, length in ((False, random_epochs), (True, sandwich_epochs)):
-            for generator in GENERATORS:
-                kinds.append(_ranked(experiment, drawn, Supernet(generator, sandwich), Recipe(length, train_batch)))
+        supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
+        for supernet in (SUPERNETS["focused"], *supernets):
+            length = Recipe(sandwich_epochs if supernet.sandwich else random_epochs, train_batch)
+            kinds.append(_ranked(experiment, drawn, *experiment.pruningnet(supernet, length, feasible), supernet))
         for row in kinds:
             row |= _agreement(np.array(row["accuracy"]), scratch[:, 0] if "seed" in row["kind"] else scratch.mean(axis=1))
             print(_line(row), flush=True)
@@ -83,24 +84,25 @@ def main(
         write_json(out, {"settings": settings, "structures": rows, "kinds": kinds, "versions": versions()})
 
 
-def _ranked(experiment: Experiment, drawn: np.ndarray, kind: Supernet, recipe: Recipe) -> dict[str, Any]:
+def _ranked(
+    experiment: Experiment, drawn: np.ndarray, pruningnet: PruningNet, seconds: float, kind: Supernet
+) -> dict[str, Any]:
     """Sub-validation accuracies of structures int64[P, L] by a PruningNet of this kind, and how sure they are."""
     from scipy.stats import kendalltau
 
     from pruning.evaluate import StructureEvaluator
     from pruning.train import SUPERNETS
 
-    pruningnet, seconds = experiment.pruningnet(kind, recipe)
     evaluate = StructureEvaluator(pruningnet, experiment.data)
     accuracies = [evaluate(widths) for widths in drawn]
     row = {
-        "kind": f"{kind.generator}{', sandwich' if kind.sandwich else ''}",
+        "kind": str(kind),
         "seconds": seconds,
         "largest": evaluate(experiment.network.nearest_widths(1.0)),
         "accuracy": accuracies,
         "images_per_candidate": evaluate.images,
     }
-    if kind == SUPERNETS["paper"]:  # the long protocol, of the default alone
+    if kind == SUPERNETS["focused"]:  # the long protocol, of the default alone
         thoroughly = StructureEvaluator(pruningnet, experiment.data, len(experiment.data.train))
         row |= {"images_thoroughly": thoroughly.images}
         row |= {"tau_thoroughly": float(kendalltau(accuracies, [thoroughly(widths) for widths in drawn])[0])}

@@ -65,7 +65,7 @@ def _steps(name: str, shape: str, steps: int) -> dict[str, Any]:
     network = trace(load(name, 1000), (1, 3, pixels, pixels), align=8, name=name)
     images = torch.randn(batch, 3, pixels, pixels, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (batch,), device=device)
-    supernets = {kind: new_pruningnet(network, Supernet(kind, False), 0).to(device) for kind in GENERATORS}
+    supernets = {kind: new_pruningnet(network, Supernet(kind), 0).to(device) for kind in GENERATORS}
     optimizers = {kind: _optimizer(supernet) for kind, supernet in supernets.items()}
     seconds: dict[str, list[float]] = {kind: [] for kind in ("plain", *GENERATORS)}
     for _ in tqdm(range(steps + 1), desc=f"{name}, batch {batch} at {pixels}x{pixels}"):

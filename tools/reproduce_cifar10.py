@@ -1,8 +1,9 @@
 """python tools/reproduce_cifar10.py --data FOLDER: the paper's comparison on CIFAR-10, with every run in a file.
 
 For each network and each latency budget: the uniformly scaled network, random search, MetaPruning guided by MACs and
-MetaPruning guided by latency, all of the same predicted milliseconds, measured together, all trained from scratch by one
-recipe with several seeds. Everything finished is kept under --runs, so the command may be interrupted and goes on.
+MetaPruning guided by latency, all of the same predicted milliseconds, measured together, all trained by one recipe with
+several seeds, from the PruningNet's weights on or, as in the paper, from scratch. Everything finished is kept under --runs,
+so the command may be interrupted and goes on.
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ def main(
     budget: Annotated[list[int] | None, Option(help="Per cent of the unpruned latency (default: 75, 50, 25).")] = None,
     device: options.DeviceName = "ort",
     images: options.TrainingImages = None,
-    recipe: options.RecipeName = "paper",
+    recipe: options.RecipeName = "focused",
     pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = 60,
-    epochs: Annotated[int, Option(min=1, help="Epochs of training from scratch.")] = 100,
+    epochs: Annotated[int, Option(min=1, help="Epochs of each final training.")] = 100,
+    from_scratch: options.FromScratch = False,
     train_batch: options.TrainBatch = 128,
     population: options.Population = 50,
     generations: options.Generations = 20,
-    seeds: Annotated[int, Option(min=1, help="Trainings from scratch of each network.")] = 3,
+    seeds: Annotated[int, Option(min=1, help="Trainings of each network.")] = 3,
     lut: options.Lut = Path("lut_data"),
     runs: options.Runs = Path("runs/experiments"),
     out: Annotated[Path, Option(help="File for all figures.")] = Path("results/cifar10.json"),
@@ -66,6 +68,7 @@ def main(
         from pruning.train import SUPERNETS
         from search.config import check_recipe
         from search.experiment import Experiment
+        from search.feasible import FeasibleSet
         from search.genetic import Evolution
         from search.report import versions, write_json
 
@@ -73,19 +76,24 @@ def main(
         dataset = load_data(data).limited(images).to(compute_device())
         settings = {
             "data": dataset.name, "images": len(dataset.train), "recipe": recipe, "pruningnet_epochs": pruningnet_epochs,
-            "epochs": epochs, "train_batch": train_batch, "population": population, "generations": generations, "seeds": seeds,
+            "epochs": epochs, "from_scratch": from_scratch, "train_batch": train_batch, "population": population,
+            "generations": generations, "seeds": seeds,
         }  # fmt: skip
         rows: list[dict[str, Any]] = []
         for name in network or NETWORKS:
             experiment = Experiment.of(name, device, dataset, lut, runs)
-            pruningnet, _ = experiment.pruningnet(SUPERNETS[recipe], Recipe(pruningnet_epochs, train_batch))
-            evaluate = StructureEvaluator(pruningnet, dataset)
             for percent in budget or [75, 50, 25]:
+                limit = experiment.unpruned_ms() * percent / 100
+                within = FeasibleSet(experiment.network, latency_ms=limit, predictor=experiment.predictor)
+                pruningnet, _ = experiment.pruningnet(SUPERNETS[recipe], Recipe(pruningnet_epochs, train_batch), within)
+                evaluate = StructureEvaluator(pruningnet, dataset)
                 label = f"{percent}pc-{recipe}-{pruningnet_epochs}e-{population}x{generations}"
                 for row in _chosen(experiment, evaluate, Evolution(population, generations), percent, label):
-                    widths = np.array(row["widths"])
-                    scratch = Recipe(epochs, train_batch)
-                    row["test_accuracy"] = [experiment.from_scratch(widths, scratch, seed) for seed in range(seeds)]
+                    start = None if from_scratch else (pruningnet, label)
+                    row["test_accuracy"] = [
+                        experiment.trained(np.array(row["widths"]), Recipe(epochs, train_batch), seed, start)
+                        for seed in range(seeds)
+                    ]
                     rows.append(row)
                     print(_line(row), flush=True)
                     content = {"settings": settings, "rows": rows, "device": experiment.device.fingerprint()}

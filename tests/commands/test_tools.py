@@ -104,10 +104,10 @@ def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
         "--sandwich-epochs", "1",
     ]  # fmt: skip
     first, second = command(ranking, workplace), command(ranking, workplace)
-    assert first.stdout.splitlines()[-6:] == second.stdout.splitlines()[-6:]
+    assert first.stdout.splitlines()[-7:] == second.stdout.splitlines()[-7:]
     written = json.loads((workplace / "results" / "ranking.json").read_text())
     assert len(written["structures"]) == 5
-    assert len(written["kinds"]) == 2 + 1 + 6
+    assert len(written["kinds"]) == 2 + 1 + 7
     assert all(-1 <= row["kendall_tau"] <= 1 for row in written["kinds"] if row["kendall_tau"] == row["kendall_tau"])
     comparison = [
         str(ROOT / "tools/reproduce_cifar10.py"), *common, "--budget", "60", "--pruningnet-epochs", "1", "--population", "4",

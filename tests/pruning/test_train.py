@@ -14,7 +14,15 @@ from pruning.data import Dataset
 from pruning.evaluate import accuracy
 from pruning.fit import Recipe, TrainingError
 from pruning.networks import load
-from pruning.train import SUPERNETS, new_pruningnet, new_structure, pruningnet_path, train_pruningnet, train_structure
+from pruning.train import (
+    SUPERNETS,
+    Structures,
+    new_pruningnet,
+    new_structure,
+    pruningnet_path,
+    train_pruningnet,
+    train_structure,
+)
 
 RECIPE = Recipe(epochs=2, batch=32)
 PAPER = SUPERNETS["paper"]
@@ -51,6 +59,35 @@ def test_a_pruningnet_resumes_bit_for_bit(recipe: str, stop: int, few, tiny_netw
     assert steps == list(range(stop, 11))
     for name, tensor in straight.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_pruningnet_is_trained_on_the_structures_it_is_given(few, tiny_network, tmp_path) -> None:
+    """And goes on to the same weights, which are not those of one that was trained on all."""
+    drawn: list[tuple[int, ...]] = []
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        widths = tiny_network.nearest_widths(rng.choice([0.25, 0.5]))
+        drawn.append(tuple(widths))
+        return widths
+
+    kind, structures = SUPERNETS["focused"], Structures(draw, {"widths": "a quarter or half"})
+    straight, resumed, other = (new_pruningnet(tiny_network, kind, 0) for _ in range(3))
+    facts = {"seed": 3, "progress": quietly}
+    train_pruningnet(straight, kind, few, RECIPE, checkpoint=tmp_path / "a", structures=structures, **facts)
+    assert len(drawn) == 10
+    assert set(drawn) == {tuple(tiny_network.nearest_widths(share)) for share in (0.25, 0.5)}
+    with pytest.raises(KeyboardInterrupt):
+        train_pruningnet(resumed, kind, few, RECIPE, seed=3, checkpoint=tmp_path / "b", structures=structures,
+                         progress=interrupted_at(4))  # fmt: skip
+    train_pruningnet(resumed, kind, few, RECIPE, checkpoint=tmp_path / "b", structures=structures, **facts)
+    train_pruningnet(other, kind, few, RECIPE, checkpoint=tmp_path / "c", **facts)
+    first, second, third = (one.state_dict()["generators.stem/0.base"] for one in (straight, resumed, other))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    with pytest.raises(CheckpointError, match="belongs to structures"):
+        train_pruningnet(other, kind, few, RECIPE, checkpoint=tmp_path / "a", **facts)
+    paths = {pruningnet_path(tmp_path, tiny_network, kind, few, RECIPE, 0, "", one) for one in (None, structures)}
+    assert len(paths) == 2
 
 
 def test_banks_are_trained_too_and_settled_in_the_end(few, tiny_network, tmp_path) -> None:
