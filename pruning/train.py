@@ -1,4 +1,4 @@
-"""What is trained and how: a PruningNet on random structures, or one structure from scratch."""
+"""What is trained and how: a PruningNet on random structures, or one structure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What experiments with one network share: its predictor, PruningNets and trainings from scratch, each made once and kept."""
+"""What experiments with one network share: its predictor, PruningNets and trained structures, each made once and kept."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
-import json, sys, torch
+import json, sys, time, torch
 import latency
 from pathlib import Path
 from pruning.data import load_data
@@ -23,6 +23,11 @@ from pruning.workers import Workers
 torch.set_num_threads(1)
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 workers = Workers.joined()
+with workers.first_ahead():
+    if workers.rank == 0:
+        time.sleep(0.5)
+        (folder / "measured").touch()
+    assert (folder / "measured").exists(), "the others did not wait"
 data = load_data("digits", 16)
 if mode == "average":
     module = torch.nn.Linear(3 * 16 * 16, 10)
