@@ -32,6 +32,8 @@ def main(
     image_size: options.ImageSize = None,
     batch: options.Batch = 1,
     device: options.DeviceName = "ort",
+    threads: options.Threads = 1,
+    precision: options.Precision = "fp32",
     align: options.Align = None,
     recipe: Annotated[
         str | None, Option(help="focused, paper, light or sandwich (default: focused with a budget, paper without).")
@@ -67,7 +69,7 @@ def main(
         first = workers.rank == 0
         images = load_data(data, image_size).to(compute_device())
         shape = (batch, 3, images.size, images.size)
-        opened = open_device(device, lut=lut)
+        opened = open_device(device, threads=threads, precision=precision, lut=lut)
         with workers.first_ahead():
             align = align or alignment_of(opened, lut)
             traced = trace(load(network, images.classes), shape, align=align, name=network)
