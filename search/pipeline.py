@@ -31,7 +31,7 @@ from pruning.pruningnet import PruningNet
 from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
 from search.budget import Budget, show_amount
 from search.config import RunConfig
-from search.feasible import FeasibleSet
+from search.feasible import ROUNDING, FeasibleSet
 from search.finalists import FINALISTS, Finish, finish, measured_front
 from search.focus import trained_on
 from search.genetic import Candidate, Evolution, evolve
@@ -163,8 +163,8 @@ def _feasible(context: _Context, budgets: dict[str, Budget], predictor: LatencyP
         context.reporter.say(
             f"budget: {quantity} {show_amount(high, quantity)}; unpruned {show_amount(unpruned[quantity], quantity)}"
         )
-    binding = not feasible.contains(np.array(full))[0] or any(unpruned[q] > high for q, (_, high) in feasible.bounds().items())
-    if not binding:
+    met = all(unpruned[quantity] <= high * (1 + ROUNDING) for quantity, (_, high) in feasible.bounds().items())
+    if met and feasible.contains(np.array(full))[0]:
         context.reporter.say("the unpruned network is within the budget: it does not bind; searching all the same")
     return feasible
 

@@ -244,6 +244,19 @@ def test_a_spoilt_table_is_refused(spoil, said: str, finished, workplace, tmp_pa
     assert said in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--recipe", "focused"], "without a budget"),
+        (["--latency", "60%"], "expected milliseconds"),
+        (["--macs", "10"], "smallest reachable is"),
+    ],
+)
+def test_a_focused_pruningnet_needs_a_budget_that_means_the_same_everywhere(arguments, said: str, finished, workplace) -> None:
+    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "1", *arguments]
+    assert said in command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace, code=2).stderr
+
+
 def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
     """It finds the search's own checkpoint: same options, same file."""
     folder, _ = finished

@@ -58,4 +58,6 @@ def test_trainings_are_told_apart_by_budget_and_purpose(tiny_network, lawful, pr
     assert within(0.5 * most) == within(0.5 * most * (1 + 1e-9))
     assert within(0.5 * most) != within(0.6 * most)
     assert within(0.5 * most) != within(0.5 * most, front=True)
+    macs = trained_on(FOCUSED, FeasibleSet(tiny_network, macs=50_000), lawful).within
+    assert macs["device"] == "any" != within(0.5 * most)["device"]
     assert within(0.5 * most)["budgets"] == {"latency": ["0", f"{0.5 * most:.6g}"]}
