@@ -16,11 +16,10 @@ from search.budget import BudgetError, show_amount
 from search.feasible import FeasibleSet
 from search.genetic import Candidate, best
 from search.pareto import front
+from search.uniform import uniform_near
 
 FINALISTS = 8
 FRONT = 5
-UNIFORM_CANDIDATES = 6
-UNIFORM_SCALES = np.linspace(0.1, 1.0, 181)
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """float64[P] predicted milliseconds of structures int64[P, L]."""
@@ -165,13 +164,6 @@ def _confirmed(
         widths, tuple(map(int, rows[nearest])), accuracy, float(milliseconds[0]), float(milliseconds[1]),
         float(milliseconds[nearest]), (float(predicted[0]), float(predicted[1]), float(predicted[2])), tuple(measured),
     )  # fmt: skip
-
-
-def uniform_near(network: Network, predict: Predict, latency_ms: float) -> np.ndarray:
-    """int64[K, L]: uniformly scaled structures whose predicted latency is near `latency_ms`, the nearest first."""
-    scaled = np.unique(np.stack([network.nearest_widths(scale) for scale in UNIFORM_SCALES]), axis=0)
-    distance = np.abs(np.log(predict(scaled) / latency_ms))
-    return scaled[np.argsort(distance, kind="stable")[:UNIFORM_CANDIDATES]]
 
 
 def _rows(candidates: Sequence[Candidate]) -> np.ndarray:

@@ -1,9 +1,9 @@
 """MetaPruning's evolutionary search (section 3.2) as an optuna sampler: the operators are ours, storage is optuna's.
 
-Trial k of generation g is a mutant, a crossover or a random structure; parents are the best ten of all earlier
-generations, or in a Pareto search as many as a generation has, chosen as NSGA-II does. Everything random comes from a
-generator seeded by (seed, k), so an interrupted search goes on to the same result. Several processes may share one search
-through a database: whoever finds that another has taken the same structure before draws again.
+Trial k of generation g is a mutant, a crossover or a random structure, the very first ones are given; parents are the best
+ten of all earlier generations, or in a Pareto search as many as a generation has, chosen as NSGA-II does. Everything random
+comes from a generator seeded by (seed, k), so an interrupted search goes on to the same result. Several processes may
+share one search through a database: whoever finds that another has taken the same structure before draws again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -70,6 +70,7 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
     """Proposes feasible structures that have not been evaluated before.
 
     Args:
+        first: int64[K, L], feasible structures to begin with.
         latency_ms: float64[P] of structures int64[P, L]; given, the search is for the front of accuracy against latency.
         shared: whether other processes work on the same study.
     """
@@ -79,12 +80,14 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
         feasible: FeasibleSet,
         evolution: Evolution,
         seed: int,
+        first: np.ndarray | None = None,
         latency_ms: Callable[[np.ndarray], np.ndarray] | None = None,
         shared: bool = False,
     ) -> None:
         self.feasible = feasible
         self.evolution = evolution
         self.seed = seed
+        self.first: Sequence[np.ndarray] = () if first is None else list(first)
         self.latency_ms = latency_ms
         self.shared = shared
         self._levels = feasible.levels() if latency_ms else [feasible]
@@ -106,6 +109,8 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
 
     def propose(self, done: list[Candidate], number: int, others: frozenset[tuple[int, ...]] = frozenset()) -> np.ndarray:
         """int64[L]: structure `number`, given those in `done`, in order of evaluation, and what `others` are at."""
+        if number < len(self.first):
+            return self.first[number]
         rng = np.random.default_rng((self.seed, number))
         generation, slot = len(done) // self.evolution.population, number % self.evolution.population
         parents = self._parents(done[: generation * self.evolution.population])
@@ -178,6 +183,7 @@ def evolve(
     seed: int,
     journal: Path | str,
     progress: Callable[[int, float], object],
+    first: np.ndarray | None = None,
     latency_ms: Callable[[np.ndarray], np.ndarray] | None = None,
     study_name: str = "search",
 ) -> list[Candidate]:
@@ -188,6 +194,7 @@ def evolve(
         journal: file that keeps every evaluation as soon as it is done; or the URL of a database, through which several
             processes work on the study called `study_name`.
         progress: called with the number of candidates evaluated and the best accuracy so far.
+        first: int64[K, L], feasible structures that differ, which are evaluated before any other.
         latency_ms: float64[P] of structures int64[P, L]; given, the search is for the front of accuracy against latency.
 
     Raises:
@@ -196,7 +203,7 @@ def evolve(
     """
     feasible.smallest()
     network, shared = feasible.network, isinstance(journal, str)
-    study = _study(journal, MetaPruningSampler(feasible, evolution, seed, latency_ms, shared), network, study_name)
+    study = _study(journal, MetaPruningSampler(feasible, evolution, seed, first, latency_ms, shared), network, study_name)
     candidates = evaluated(study, network)
     while len(candidates) < evolution.evaluations:
         progress(len(candidates), max((c.accuracy for c in candidates), default=float("nan")))

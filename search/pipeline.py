@@ -40,6 +40,7 @@ from search.pareto import front
 from search.progress import Reporter, read_log, training_note
 from search.report import OutputError, read_json, result_table, versions, write_file, write_json
 from search.retrain import Job, Start, exported, trained
+from search.uniform import uniform_within
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ def _search(
             seed=config.seed,
             journal=config.storage or context.out / "search.journal",
             progress=lambda done, top: update(done, f"best {top:.1%}", top),
+            first=uniform_within(feasible),
             latency_ms=predict if config.pareto else None,
             study_name=name,
         )

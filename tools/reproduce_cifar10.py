@@ -109,9 +109,10 @@ def _chosen(
     """
     import numpy as np
 
-    from search.finalists import measured_ms, uniform_near
+    from search.finalists import measured_ms
     from search.genetic import Evolution, best
     from search.report import read_json, write_json
+    from search.uniform import uniform_near
 
     path = experiment.runs / f"chosen-{label}.json"
     if path.exists():

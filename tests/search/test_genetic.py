@@ -54,6 +54,16 @@ def test_the_search_comes_close_to_the_best_of_all_structures(feasible, tiny_net
     assert found > max(first)
 
 
+def test_what_is_given_comes_first_and_nothing_twice(feasible, tmp_path) -> None:
+    """Others know nothing of it before the first generation is whole; from then on it is a parent like any other."""
+    given = feasible.sample(3, np.random.default_rng(5))
+    candidates = run(feasible, tmp_path / "j", lambda widths: float(tuple(widths) in map(tuple, given)), first=given)
+    assert [candidate.widths for candidate in candidates[:3]] == [tuple(widths) for widths in given]
+    assert len({candidate.widths for candidate in candidates}) == EVOLUTION.evaluations
+    second = np.array([candidate.widths for candidate in candidates[16:32]])
+    assert min((given != widths).sum(axis=1).min() for widths in second) <= 2
+
+
 def test_the_seed_decides(feasible, tmp_path) -> None:
     once, again, other = (run(feasible, tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert once == again
