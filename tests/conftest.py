@@ -17,7 +17,7 @@ from pruning.data import Dataset, load_data
 
 sys.path.insert(0, str(Path(__file__).parent))  # for lawful and tinynet
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tests run in two processes: threads beyond the cores wait for each other, spinning
 settings.register_profile("patient", deadline=None)  # machines are shared: slow is not wrong
 settings.load_profile("patient")
 
