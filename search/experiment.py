@@ -62,8 +62,7 @@ class Experiment:
         structures = trained_on(kind, feasible, self.device)
         path = pruningnet_path(self.runs, self.network, kind, self.data, recipe, 0, structures=structures)
         log, began = path.with_suffix(".json"), time.monotonic()
-        title = f"PruningNet: {kind}"
-        with self.reporter.bar(title, training_steps(self.data, recipe)) as update:
+        with self.reporter.bar(f"PruningNet: {kind}", training_steps(self.data, recipe)) as update:
             train_pruningnet(
                 supernet, kind, self.data, recipe, seed=0, checkpoint=path, progress=partial(training_note, update),
                 structures=structures,

@@ -143,8 +143,7 @@ class FeasibleSet:
         cls, network: Network, budgets: Mapping[str, Budget], predictor: LatencyPredictor, unpruned_ms: float
     ) -> FeasibleSet:
         """The structures within `budgets`, by quantity. `unpruned_ms` is what a latency in per cent is a share of."""
-        full = network.max_widths
-        unpruned = {"latency": unpruned_ms, "macs": float(network.macs(full)), "params": float(network.params(full))}
+        unpruned = unpruned_amounts(network, unpruned_ms)
         resolved = {quantity: budget.resolved(unpruned[quantity]) for quantity, budget in budgets.items()}
         bounds: dict[str, Any] = {quantity: (budget.low, budget.high) for quantity, budget in resolved.items()}
         return cls(network, predictor=predictor, latency_ms=bounds.pop("latency", None), **bounds)
@@ -311,6 +310,12 @@ class FeasibleSet:
                 )
         best = ", ".join(f"{c.quantity} {c.shown(float(c.cost.at(starts[0][None])[0]))}" for c in self.constraints)
         return f"no structure of {self.network.name} was found within all budgets together; the smallest reachable has {best}."
+
+
+def unpruned_amounts(network: Network, unpruned_ms: float) -> dict[str, float]:
+    """What the unpruned network costs, by quantity; its milliseconds are measured elsewhere."""
+    full = network.max_widths
+    return {"latency": unpruned_ms, "macs": float(network.macs(full)), "params": float(network.params(full))}
 
 
 def _pair(bound: Bound, quantity: str) -> tuple[float, float]:

@@ -31,7 +31,7 @@ from pruning.pruningnet import PruningNet
 from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
 from search.budget import Budget, show_amount
 from search.config import RunConfig
-from search.feasible import ROUNDING, FeasibleSet
+from search.feasible import ROUNDING, FeasibleSet, unpruned_amounts
 from search.finalists import FINALISTS, Finish, finish, measured_front
 from search.focus import trained_on
 from search.genetic import Candidate, Evolution, evolve
@@ -156,16 +156,15 @@ def _claim(context: _Context) -> None:
 
 def _feasible(context: _Context, budgets: dict[str, Budget], predictor: LatencyPredictor) -> FeasibleSet:
     """The structures within the budgets; says what they are, and whether they bind."""
-    network, full = context.network, context.network.max_widths
-    unpruned = {"latency": context.unpruned_ms, "macs": network.macs(full), "params": network.params(full)}
-    feasible = FeasibleSet.within(network, budgets, predictor, context.unpruned_ms)
+    unpruned = unpruned_amounts(context.network, context.unpruned_ms)
+    feasible = FeasibleSet.within(context.network, budgets, predictor, context.unpruned_ms)
     feasible.smallest()
     for quantity, (_, high) in feasible.bounds().items():
         context.reporter.say(
             f"budget: {quantity} {show_amount(high, quantity)}; unpruned {show_amount(unpruned[quantity], quantity)}"
         )
     met = all(unpruned[quantity] <= high * (1 + ROUNDING) for quantity, (_, high) in feasible.bounds().items())
-    if met and feasible.contains(np.array(full))[0]:
+    if met and feasible.contains(np.array(context.network.max_widths))[0]:
         context.reporter.say("the unpruned network is within the budget: it does not bind; searching all the same")
     return feasible
 

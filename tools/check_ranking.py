@@ -17,9 +17,10 @@ from search import options
 if TYPE_CHECKING:
     import numpy as np
 
-    from pruning.pruningnet import PruningNet
+    from pruning.fit import Recipe
     from pruning.train import Supernet
     from search.experiment import Experiment
+    from search.feasible import FeasibleSet
 
 Option = typer.Option
 
@@ -56,9 +57,8 @@ def main(
 
         dataset = load_data(data).limited(images).to(compute_device())
         experiment = Experiment.of(network, device, dataset, lut, runs)
-        budget = parse_budget(latency, "latency").resolved(experiment.unpruned_ms())
-        traced = experiment.network
-        feasible = FeasibleSet(traced, latency_ms=(budget.low, budget.high), predictor=experiment.predictor)
+        traced, budget = experiment.network, parse_budget(latency, "latency")
+        feasible = FeasibleSet.within(traced, {"latency": budget}, experiment.predictor, experiment.unpruned_ms())
         drawn = feasible.sample(structures, np.random.default_rng(0))
         recipe = Recipe(epochs, train_batch)
         scratch = np.array([[experiment.trained(w, recipe, seed) for seed in range(seeds)] for w in drawn])
@@ -72,7 +72,7 @@ def main(
         supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
         for supernet in (SUPERNETS["focused"], *supernets):
             length = Recipe(sandwich_epochs if supernet.sandwich else random_epochs, train_batch)
-            kinds.append(_ranked(experiment, drawn, *experiment.pruningnet(supernet, length, feasible), supernet))
+            kinds.append(_ranked(experiment, drawn, feasible, supernet, length))
         for row in kinds:
             row |= _agreement(np.array(row["accuracy"]), scratch[:, 0] if "seed" in row["kind"] else scratch.mean(axis=1))
             print(_line(row), flush=True)
@@ -84,15 +84,14 @@ def main(
         write_json(out, {"settings": settings, "structures": rows, "kinds": kinds, "versions": versions()})
 
 
-def _ranked(
-    experiment: Experiment, drawn: np.ndarray, pruningnet: PruningNet, seconds: float, kind: Supernet
-) -> dict[str, Any]:
+def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, kind: Supernet, recipe: Recipe) -> dict[str, Any]:
     """Sub-validation accuracies of structures int64[P, L] by a PruningNet of this kind, and how sure they are."""
     from scipy.stats import kendalltau
 
     from pruning.evaluate import StructureEvaluator
     from pruning.train import SUPERNETS
 
+    pruningnet, seconds = experiment.pruningnet(kind, recipe, feasible)
     evaluate = StructureEvaluator(pruningnet, experiment.data)
     accuracies = [evaluate(widths) for widths in drawn]
     row = {

@@ -87,9 +87,9 @@ def main(
                 within = FeasibleSet(experiment.network, latency_ms=limit, predictor=experiment.predictor)
                 pruningnet, _ = experiment.pruningnet(SUPERNETS[recipe], Recipe(pruningnet_epochs, train_batch), within)
                 evaluate = StructureEvaluator(pruningnet, dataset)
-                label = f"{percent}pc-{recipe}-{pruningnet_epochs}e-{population}x{generations}"
-                for row in _chosen(experiment, evaluate, Evolution(population, generations), percent, label):
-                    start = None if from_scratch else (pruningnet, label)
+                label = f"{percent}pc-{recipe}-{pruningnet_epochs}e"
+                start, evolution = None if from_scratch else (pruningnet, label), Evolution(population, generations)
+                for row in _chosen(experiment, evaluate, evolution, percent, f"{label}-{population}x{generations}"):
                     row["test_accuracy"] = [
                         experiment.trained(np.array(row["widths"]), Recipe(epochs, train_batch), seed, start)
                         for seed in range(seeds)
