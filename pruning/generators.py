@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.bank import Bank
+from pruning.initialise import he_deviation
 
 HIDDEN = 32
 """Width of the generators' hidden layer (official code: 32 for MobileNetV1 and ResNet-50, 64 for MobileNetV2's blocks)."""
@@ -39,7 +40,7 @@ class FullGenerator(nn.Module):
         self.genes = list(genes)
         self.encoder = nn.Linear(len(genes), hidden)
         self.base = nn.Parameter(start.detach().clone())
-        self.bank = Bank((start.shape[0], start.shape[1], start[0, 0].numel()), hidden, _deviation(start) / math.sqrt(hidden))
+        self.bank = Bank((start.shape[0], start.shape[1], start[0, 0].numel()), hidden, he_deviation(start) / math.sqrt(hidden))
 
     def forget_widths(self) -> None:
         """Generate the starting weights for all widths, until trained."""
@@ -65,7 +66,7 @@ class LowRankGenerator(nn.Module):
         self.base = nn.Parameter(start.detach().clone())
         self.left = nn.Parameter(torch.zeros(len(start), rank, hidden))
         self.right = nn.Parameter(torch.empty(rank, *start.shape[1:]))
-        nn.init.normal_(self.right, std=_deviation(start))
+        nn.init.normal_(self.right, std=he_deviation(start))
 
     def forget_widths(self) -> None:
         """Generate the starting weights for all widths, until trained."""
@@ -85,11 +86,6 @@ GENERATORS: dict[str, type[FullGenerator | LowRankGenerator] | None] = {
     "shared": None,
 }
 """By name; None: one set of weights for all structures (slimmable networks, Yu et al., ICLR 2019)."""
-
-
-def _deviation(weight: Tensor) -> float:
-    """He et al. 2015, fan out."""
-    return math.sqrt(2 / weight[:, 0].numel())
 
 
 def crop(parameter: Tensor, kept: Kept) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from latency.network import Network
 from pruning.data import Dataset
 from pruning.extract import extract
 from pruning.fit import Progress, Recipe, fit
+from pruning.initialise import initialise, restore_scale
 from pruning.pruningnet import PruningNet
 from pruning.workers import Workers
 
@@ -81,6 +81,13 @@ def new_structure(
     structure = extract(network, widths, weights)
     if weights is None:
         initialise(structure, seed)
+    return structure
+
+
+def continued_structure(pruningnet: PruningNet, widths: np.ndarray) -> fx.GraphModule:
+    """A structure int64[L] to be trained on from the weights that `pruningnet` gives it."""
+    structure = pruningnet.structure(widths)
+    restore_scale(structure)
     return structure
 
 
@@ -200,20 +207,3 @@ def _identity(kind: str, network: Network, data: Dataset, recipe: Recipe, seed: 
         "seed": seed,
         "processes": Workers.joined().size,
     }
-
-
-def initialise(module: nn.Module, seed: int) -> None:
-    """He-normal convolutions and small linear layers, drawn from `seed` (He et al. 2015; as torchvision's networks)."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features), generator=generator)
-        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            layer.reset_parameters()
-            continue
-        else:
-            continue
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)

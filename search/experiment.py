@@ -19,7 +19,15 @@ from pruning.evaluate import accuracy
 from pruning.fit import Recipe, training_steps
 from pruning.networks import load
 from pruning.pruningnet import PruningNet
-from pruning.train import Supernet, new_pruningnet, new_structure, pruningnet_path, train_pruningnet, train_structure
+from pruning.train import (
+    Supernet,
+    continued_structure,
+    new_pruningnet,
+    new_structure,
+    pruningnet_path,
+    train_pruningnet,
+    train_structure,
+)
 from search.feasible import FeasibleSet
 from search.focus import trained_on
 from search.measured import quick_table, unpruned_ms
@@ -75,7 +83,7 @@ class Experiment:
         """Test accuracy of the structure int64[L], trained from scratch, or on from what a PruningNet gives it. Trainings from
         one PruningNet are told from those of others by its label."""
         folder = f"continued-{start[1]}" if start else "scratch"
-        structure = start[0].structure(widths) if start else new_structure(self.network, widths, seed)
+        structure = continued_structure(start[0], widths) if start else new_structure(self.network, widths, seed)
         checkpoint = self.runs / folder / f"{'-'.join(map(str, widths))}-{recipe.epochs}e-s{seed}.safetensors"
         with self.reporter.bar(f"{folder}, seed {seed}", training_steps(self.data, recipe)) as update:
             train_structure(

@@ -20,7 +20,7 @@ from pruning.export import exported_accuracy, program_bytes, structure_onnx
 from pruning.extract import in_own_class
 from pruning.fit import Recipe, training_steps
 from pruning.pruningnet import PruningNet
-from pruning.train import new_structure, train_structure
+from pruning.train import continued_structure, new_structure, train_structure
 from search.progress import Reporter, training_note
 from search.report import OutputError, write_file
 
@@ -42,7 +42,7 @@ class Start:
         trained_already = self.weights is not None and tuple(widths) == self.network.max_widths
         if self.pruningnet is None or trained_already:
             return new_structure(self.network, widths, self.seed, self.weights)
-        return self.pruningnet.structure(widths)
+        return continued_structure(self.pruningnet, widths)
 
 
 @dataclass(frozen=True)

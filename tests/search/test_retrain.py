@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pruning.train import SUPERNETS, new_pruningnet, new_structure
+from pruning.train import SUPERNETS, continued_structure, new_pruningnet, new_structure
 from search.retrain import Start
 
 
@@ -20,7 +20,7 @@ def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 def test_they_begin_with_what_the_pruningnet_generates(tiny_network, pruningnet) -> None:
     for share in (0.5, 1.0):
         widths = tiny_network.nearest_widths(share)
-        assert same(Start(tiny_network, 0, None, pruningnet)(widths), pruningnet.structure(widths))
+        assert same(Start(tiny_network, 0, None, pruningnet)(widths), continued_structure(pruningnet, widths))
 
 
 def test_from_scratch_they_are_drawn_from_the_seed(tiny_network) -> None:
@@ -35,5 +35,5 @@ def test_trained_weights_are_sliced_without_a_pruningnet_and_stay_with_the_unpru
     weights = tiny_network.module.state_dict()
     half, full = tiny_network.nearest_widths(0.5), np.array(tiny_network.max_widths)
     assert same(Start(tiny_network, 0, weights, None)(half), new_structure(tiny_network, half, 0, weights))
-    assert same(Start(tiny_network, 0, weights, pruningnet)(half), pruningnet.structure(half))
+    assert same(Start(tiny_network, 0, weights, pruningnet)(half), continued_structure(pruningnet, half))
     assert same(Start(tiny_network, 0, weights, pruningnet)(full), new_structure(tiny_network, full, 0, weights))
