@@ -104,7 +104,7 @@ def fit(
             with mixed_precision(images.device):
                 loss = backward(images, labels, step)
             if not math.isfinite(loss):
-                raise TrainingError(f"the loss became {loss} at step {step}; lower the learning rate ({recipe.lr}).")
+                raise TrainingError(f"the loss became {loss} at step {step} with --lr {recipe.lr:g}; use a lower one.")
             workers.average_gradients(module)
             optimizer.param_groups[0]["lr"] = recipe.rate((step + 0.5) / steps)
             optimizer.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latency.errors import MillipruneError
@@ -51,6 +52,15 @@ def parse_budget(text: str, quantity: str) -> Budget:
     if low > high:
         raise BudgetError(f"--{quantity} {text} given; the first number of a range must be the smaller one.")
     return Budget(quantity, low, high, amounts[-1][1])
+
+
+def check_shared(budgets: Mapping[str, Budget], purpose: str) -> None:
+    """Raises BudgetError where the budgets, by quantity, would not mean the same to several processes."""
+    if "latency" in budgets and budgets["latency"].relative:
+        raise BudgetError(
+            f"{purpose} given a latency in per cent, which every process takes of its own measurement; expected --latency in "
+            "milliseconds, for example 15ms."
+        )
 
 
 def _amount(part: str, text: str, quantity: str) -> tuple[float, bool]:

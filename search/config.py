@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latency.errors import MillipruneError
-from search.budget import Budget, BudgetError, parse_budget
+from search.budget import Budget, BudgetError, check_shared, parse_budget
 
 RECIPES = ("focused", "paper", "light", "sandwich")
 
@@ -50,6 +50,7 @@ class RunConfig:
     pruningnet_epochs: int = 40
     epochs: int = 30
     train_batch: int = 64
+    lr: float = 0.75
     seed: int = 0
 
     def budgets(self) -> dict[str, Budget]:
@@ -67,11 +68,8 @@ class RunConfig:
         check_recipe(self.recipe)
         if not budgets and not self.pareto:
             raise BudgetError("no budget given; expected at least one of --latency, --macs and --params, or --pareto.")
-        if self.storage and "latency" in budgets and budgets["latency"].relative:
-            raise BudgetError(
-                "--storage given with a latency in per cent, which every process would take of its own measurement; "
-                "expected --latency in milliseconds, for example 15ms."
-            )
+        if self.storage:
+            check_shared(budgets, "--storage")
 
     def recorded(self) -> dict[str, Any]:
         """What is written down of it: everything but a database's password."""

@@ -84,7 +84,7 @@ class Experiment:
         one PruningNet are told from those of others by its label."""
         folder = f"continued-{start[1]}" if start else "scratch"
         structure = continued_structure(start[0], widths) if start else new_structure(self.network, widths, seed)
-        checkpoint = self.runs / folder / f"{'-'.join(map(str, widths))}-{recipe.epochs}e-s{seed}.safetensors"
+        checkpoint = self.runs / folder / f"{'-'.join(map(str, widths))}-{recipe.epochs}e-lr{recipe.lr:g}-s{seed}.safetensors"
         with self.reporter.bar(f"{folder}, seed {seed}", training_steps(self.data, recipe)) as update:
             train_structure(
                 structure.to(self.data.mean.device), self.network, widths, self.data, recipe, seed=seed,

@@ -32,6 +32,7 @@ FromScratch = Annotated[
     bool,
     Option("--from-scratch", help="Train final networks from scratch, as the paper does, not on from PruningNet's weights."),
 ]
+LearningRate = Annotated[float, Option("--lr", min=1e-6, help="Peak learning rate, for a step of 512 images (paper: 0.25).")]
 TrainBatch = Annotated[int, Option(min=2, help="Images in a training step, of all processes together.")]
 Population = Annotated[int, Option(min=1, help="Structures in a generation.")]
 Generations = Annotated[int, Option(min=1, help="Generations of each search.")]

@@ -66,7 +66,7 @@ class _Context:
 
     def job(self, pruningnet: PruningNet) -> Job:
         """How the networks of this run are trained and exported."""
-        config, recipe = self.config, Recipe(self.config.epochs, self.config.train_batch)
+        config, recipe = self.config, Recipe(self.config.epochs, self.config.train_batch, self.config.lr)
         start = Start(self.network, config.seed, self.weights, None if config.from_scratch else pruningnet)
         return Job(self.module, self.network, self.data, recipe, config.seed, start, self.out, self.reporter)
 
@@ -171,7 +171,7 @@ def _feasible(context: _Context, budgets: dict[str, Budget], predictor: LatencyP
 
 def _pruningnet(context: _Context, feasible: FeasibleSet) -> PruningNet:
     config, network, data, seed = context.config, context.network, context.data, context.config.seed
-    recipe, supernet = Recipe(config.pruningnet_epochs, config.train_batch), SUPERNETS[config.recipe]
+    recipe, supernet = Recipe(config.pruningnet_epochs, config.train_batch, config.lr), SUPERNETS[config.recipe]
     pruningnet = new_pruningnet(network, supernet, seed, context.weights).to(compute_device())
     structures = trained_on(supernet, feasible, context.device, front=config.pareto)
     folder = context.out.parent / "pruningnets"

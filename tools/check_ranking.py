@@ -13,6 +13,7 @@ import typer
 
 from latency.errors import reported_by_command
 from search import options
+from search.config import RunConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +38,7 @@ def main(
     random_epochs: Annotated[int, Option(min=1, help="Epochs of a PruningNet on one random structure a step.")] = 18,
     sandwich_epochs: Annotated[int, Option(min=1, help="Epochs on the sandwich, which costs two to three times as much.")] = 8,
     train_batch: options.TrainBatch = 128,
+    lr: options.LearningRate = RunConfig.lr,
     lut: options.Lut = Path("lut_data"),
     runs: options.Runs = Path("runs/experiments"),
     out: Annotated[Path, Option(help="File for all figures.")] = Path("results/ranking.json"),
@@ -60,7 +62,7 @@ def main(
         traced, budget = experiment.network, parse_budget(latency, "latency")
         feasible = FeasibleSet.within(traced, {"latency": budget}, experiment.predictor, experiment.unpruned_ms())
         drawn = feasible.sample(structures, np.random.default_rng(0))
-        recipe = Recipe(epochs, train_batch)
+        recipe = Recipe(epochs, train_batch, lr)
         scratch = np.array([[experiment.trained(w, recipe, seed) for seed in range(seeds)] for w in drawn])
         kinds: list[dict[str, Any]] = [
             {"kind": "MACs", "accuracy": traced.macs(drawn).tolist()},
@@ -71,14 +73,14 @@ def main(
         ]
         supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
         for supernet in (SUPERNETS["focused"], *supernets):
-            length = Recipe(sandwich_epochs if supernet.sandwich else random_epochs, train_batch)
+            length = Recipe(sandwich_epochs if supernet.sandwich else random_epochs, train_batch, lr)
             kinds.append(_ranked(experiment, drawn, feasible, supernet, length))
         for row in kinds:
             row |= _agreement(np.array(row["accuracy"]), scratch[:, 0] if "seed" in row["kind"] else scratch.mean(axis=1))
             print(_line(row), flush=True)
         settings = {
             "data": dataset.name, "images": len(dataset.train), "network": network, "latency": latency, "epochs": epochs,
-            "random_epochs": random_epochs, "sandwich_epochs": sandwich_epochs, "train_batch": train_batch,
+            "random_epochs": random_epochs, "sandwich_epochs": sandwich_epochs, "train_batch": train_batch, "lr": lr,
         }  # fmt: skip
         rows = [{"widths": w.tolist(), "from_scratch": s.tolist()} for w, s in zip(drawn, scratch, strict=True)]
         write_json(out, {"settings": settings, "structures": rows, "kinds": kinds, "versions": versions()})

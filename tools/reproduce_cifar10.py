@@ -18,6 +18,7 @@ import typer
 
 from latency.errors import reported_by_command
 from search import options
+from search.config import RunConfig, check_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ def main(
     epochs: Annotated[int, Option(min=1, help="Epochs of each final training.")] = 100,
     from_scratch: options.FromScratch = False,
     train_batch: options.TrainBatch = 128,
+    lr: options.LearningRate = RunConfig.lr,
     population: options.Population = 50,
     generations: options.Generations = 20,
     seeds: Annotated[int, Option(min=1, help="Trainings of each network.")] = 3,
@@ -66,7 +68,6 @@ def main(
         from pruning.fit import Recipe
         from pruning.hardware import compute_device
         from pruning.train import SUPERNETS
-        from search.config import check_recipe
         from search.experiment import Experiment
         from search.feasible import FeasibleSet
         from search.genetic import Evolution
@@ -76,7 +77,7 @@ def main(
         dataset = load_data(data).limited(images).to(compute_device())
         settings = {
             "data": dataset.name, "images": len(dataset.train), "recipe": recipe, "pruningnet_epochs": pruningnet_epochs,
-            "epochs": epochs, "from_scratch": from_scratch, "train_batch": train_batch, "population": population,
+            "epochs": epochs, "from_scratch": from_scratch, "train_batch": train_batch, "lr": lr, "population": population,
             "generations": generations, "seeds": seeds,
         }  # fmt: skip
         rows: list[dict[str, Any]] = []
@@ -85,13 +86,13 @@ def main(
             for percent in budget or [75, 50, 25]:
                 limit = experiment.unpruned_ms() * percent / 100
                 within = FeasibleSet(experiment.network, latency_ms=limit, predictor=experiment.predictor)
-                pruningnet, _ = experiment.pruningnet(SUPERNETS[recipe], Recipe(pruningnet_epochs, train_batch), within)
+                pruningnet, _ = experiment.pruningnet(SUPERNETS[recipe], Recipe(pruningnet_epochs, train_batch, lr), within)
                 evaluate = StructureEvaluator(pruningnet, dataset)
-                label = f"{percent}pc-{recipe}-{pruningnet_epochs}e"
+                label = f"{percent}pc-{recipe}-{pruningnet_epochs}e-lr{lr:g}"
                 start, evolution = None if from_scratch else (pruningnet, label), Evolution(population, generations)
                 for row in _chosen(experiment, evaluate, evolution, percent, f"{label}-{population}x{generations}"):
                     row["test_accuracy"] = [
-                        experiment.trained(np.array(row["widths"]), Recipe(epochs, train_batch), seed, start)
+                        experiment.trained(np.array(row["widths"]), Recipe(epochs, train_batch, lr), seed, start)
                         for seed in range(seeds)
                     ]
                     rows.append(row)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from latency.errors import reported_by_command
 from search import options
+from search.config import RunConfig, check_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,26 +22,28 @@ if TYPE_CHECKING:
     from search.feasible import FeasibleSet
 
 Option = typer.Option
+DEFAULTS = RunConfig()
 
 
 def main(
     latency: options.Latency = None,
     macs: options.Macs = None,
     params: options.Params = None,
-    network: options.NetworkName = "mobilenet_v1",
-    data: options.DataName = "digits",
+    network: options.NetworkName = DEFAULTS.network,
+    data: options.DataName = DEFAULTS.data,
     image_size: options.ImageSize = None,
-    batch: options.Batch = 1,
-    device: options.DeviceName = "ort",
-    threads: options.Threads = 1,
-    precision: options.Precision = "fp32",
+    batch: options.Batch = DEFAULTS.batch,
+    device: options.DeviceName = DEFAULTS.device,
+    threads: options.Threads = DEFAULTS.threads,
+    precision: options.Precision = DEFAULTS.precision,
     align: options.Align = None,
     recipe: Annotated[
         str | None, Option(help="focused, paper, light or sandwich (default: focused with a budget, paper without).")
     ] = None,
-    epochs: Annotated[int, Option(min=1)] = 40,
-    train_batch: options.TrainBatch = 64,
-    seed: Annotated[int, Option(min=0)] = 0,
+    epochs: Annotated[int, Option(min=1)] = DEFAULTS.pruningnet_epochs,
+    train_batch: options.TrainBatch = DEFAULTS.train_batch,
+    lr: options.LearningRate = DEFAULTS.lr,
+    seed: Annotated[int, Option(min=0)] = DEFAULTS.seed,
     lut: options.Lut = Path("lut_data"),
     out: Annotated[Path, Option(help="Folder of PruningNets; searches under runs/ look here.")] = Path("runs/pruningnets"),
 ) -> None:
@@ -58,7 +61,6 @@ def main(
         from pruning.networks import load
         from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
         from pruning.workers import Workers
-        from search.config import RunConfig, check_recipe
         from search.focus import trained_on
 
         budgets = RunConfig(latency, macs, params).budgets()
@@ -76,7 +78,7 @@ def main(
             structures = None
             if supernet.focused:
                 structures = trained_on(supernet, _feasible(traced, budgets, opened, lut), opened)
-        steps = Recipe(epochs, train_batch)
+        steps = Recipe(epochs, train_batch, lr)
         pruningnet = new_pruningnet(traced, supernet, seed).to(compute_device())
         path = pruningnet_path(out, traced, supernet, images, steps, seed, structures=structures)
         total = training_steps(images, steps)
@@ -100,18 +102,14 @@ def main(
 def _feasible(network: Network, budgets: Mapping[str, Budget], device: Device, lut: Path) -> FeasibleSet:
     """What a search with these budgets chooses from; a quick table is measured first where a latency needs one."""
     from latency.predictor import LatencyPredictor
-    from search.budget import BudgetError
+    from search.budget import BudgetError, check_shared
     from search.feasible import FeasibleSet
     from search.measured import quick_table
     from search.progress import Reporter
 
     if not budgets:
         raise BudgetError("--recipe focused given without a budget; expected the search's --latency, --macs or --params.")
-    if "latency" in budgets and budgets["latency"].relative:
-        raise BudgetError(
-            "--latency given in per cent, which every search takes of its own measurement; expected milliseconds, "
-            "for example 15ms."
-        )
+    check_shared(budgets, "training ahead of a search")
     feasible = FeasibleSet.within(network, budgets, LatencyPredictor(quick_table(device, network, lut, Reporter())), math.nan)
     feasible.smallest()
     return feasible

@@ -248,7 +248,7 @@ def test_a_spoilt_table_is_refused(spoil, said: str, finished, workplace, tmp_pa
     ("arguments", "said"),
     [
         (["--recipe", "focused"], "without a budget"),
-        (["--latency", "60%"], "expected milliseconds"),
+        (["--latency", "60%"], "expected --latency in milliseconds"),
         (["--macs", "10"], "smallest reachable is"),
     ],
 )
