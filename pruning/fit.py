@@ -26,6 +26,10 @@ from pruning.hardware import mixed_precision
 from pruning.workers import Workers
 
 CHECKPOINT_SECONDS = 60.0
+
+LINEAR_INPUTS = 256
+"""As many inputs let a linear layer keep pace with all else."""
+
 Progress = Callable[[int, float], object]
 """Called after every step with the number of steps done and the loss."""
 Backward = Callable[[Tensor, Tensor, int], float]
@@ -82,7 +86,7 @@ def fit(
     workers = Workers.joined()
     steps, late = training_steps(data, recipe), banks(module).values()
     optimizer = torch.optim.SGD(
-        module.parameters(), lr=recipe.rate(0), momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        list(_rated(module)), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
     first = _resume(module, optimizer, checkpoint, identity) if checkpoint.exists() else 0
     progress(first, float("nan"))
@@ -106,16 +110,32 @@ def fit(
             if not math.isfinite(loss):
                 raise TrainingError(f"the loss became {loss} at step {step} with --lr {recipe.lr:g}; use a lower one.")
             workers.average_gradients(module)
-            optimizer.param_groups[0]["lr"] = recipe.rate((step + 0.5) / steps)
+            rate = recipe.rate((step + 0.5) / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["share"]
             optimizer.step()
             for bank in late:
-                bank.step(optimizer.param_groups[0]["lr"], recipe.momentum, recipe.weight_decay)
+                bank.step(rate, recipe.momentum, recipe.weight_decay)
             optimizer.zero_grad(set_to_none=False)
             done = step + 1
             progress(done, loss)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
+
+
+def _rated(module: nn.Module) -> Iterator[dict[str, Any]]:
+    """The parameters as groups for an optimiser, each with its `share` of the learning rate.
+
+    A step changes what a linear layer gives by rate × |input|², and its inputs may be a thousand: beyond LINEAR_INPUTS their
+    share falls with their number (as of output layers under SGD: Yang et al. 2022, arXiv 2203.03466, table 3).
+    """
+    shared: dict[float, list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        share = min(1.0, LINEAR_INPUTS / parameter.shape[1]) if parameter.ndim == 2 else 1.0
+        shared.setdefault(share, []).append(parameter)
+    for share, parameters in shared.items():
+        yield {"params": parameters, "share": share}
 
 
 def _batch(data: Dataset, recipe: Recipe, seed: int, step: int, workers: Workers) -> tuple[Tensor, Tensor]:
