@@ -12,7 +12,7 @@ from pruning.bank import banks
 from pruning.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
-from pruning.fit import Recipe, TrainingError
+from pruning.fit import Recipe, TrainingError, fit
 from pruning.networks import load
 from pruning.train import (
     SUPERNETS,
@@ -168,6 +168,27 @@ def test_the_rate_rises_then_falls_linearly_to_zero() -> None:
     recipe = Recipe(epochs=1, batch=512, lr=0.2, warmup=0.1)
     assert [recipe.rate(p) for p in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx([0, 0.1, 0.2, 0.1, 0])
     assert dataclasses.replace(recipe, batch=128).rate(0.1) == pytest.approx(0.05)
+
+
+def test_a_linear_layer_of_a_thousand_inputs_takes_smaller_steps_and_nothing_else_does(few, tmp_path) -> None:
+    class Three(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.few, self.many = torch.nn.Conv2d(1024, 2, 1), torch.nn.Linear(256, 2), torch.nn.Linear(1024, 2)
+
+    module = Three()
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+    def backward(images: torch.Tensor, labels: torch.Tensor, step: int) -> float:
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        return 0.0
+
+    recipe = Recipe(epochs=1, batch=len(few.train), weight_decay=0.0)
+    fit(module, backward, few, recipe, seed=0, checkpoint=tmp_path / "c", identity={}, progress=quietly)
+    for name, parameter in module.named_parameters():
+        share = 0.25 if name == "many.weight" else 1.0
+        torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, share * recipe.rate(0.5)))
 
 
 def test_a_checkpoint_of_another_network_or_recipe_is_refused(few, tiny_network, tmp_path) -> None:
