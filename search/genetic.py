@@ -3,7 +3,7 @@
 Trial k of generation g is a mutant, a crossover or a random structure, the very first ones are given; parents are the best
 ten of all earlier generations, or in a Pareto search as many as a generation has, chosen as NSGA-II does. Everything random
 comes from a generator seeded by (seed, k), so an interrupted search goes on to the same result. Several processes may
-share one search through a database: whoever finds that another has taken the same structure before draws again.
+share one search through a database: each draws after all that began before it have drawn, and leaves them what they took.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ from search.pareto import nondominated_sort
 
 STALE = timedelta(hours=1)
 """A shared candidate that was begun so long ago counts as given up."""
+
+DRAWING = timedelta(minutes=1)
+"""So does one that still has no structure after this long: its process has died."""
+
+POLL_SECONDS = 0.02
 
 ATTEMPTS = 50
 """Draws before a slot gives up finding a structure that has not been evaluated yet."""
@@ -99,7 +104,7 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
         done = evaluated(study, self.feasible.network)
         if self.shared:
-            widths = self.propose(done, trial.number, _others(study, trial.number, self.feasible.network))
+            widths = self.propose(done, trial.number, _taken(study, trial.number, self.feasible.network))
         else:
             widths = self.propose(done, len(done))
         return dict(zip(self._space, map(int, widths), strict=True))
@@ -107,14 +112,14 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
         raise SearchError(f"optuna asked for the unknown parameter '{name}'.")
 
-    def propose(self, done: list[Candidate], number: int, others: frozenset[tuple[int, ...]] = frozenset()) -> np.ndarray:
-        """int64[L]: structure `number`, given those in `done`, in order of evaluation, and what `others` are at."""
+    def propose(self, done: list[Candidate], number: int, taken: frozenset[tuple[int, ...]] = frozenset()) -> np.ndarray:
+        """int64[L]: structure `number`, given those in `done`, in order of evaluation, and those that are `taken`."""
         if number < len(self.first):
             return self.first[number]
         rng = np.random.default_rng((self.seed, number))
         generation, slot = len(done) // self.evolution.population, number % self.evolution.population
         parents = self._parents(done[: generation * self.evolution.population])
-        known = {candidate.widths for candidate in done} | others
+        known = {candidate.widths for candidate in done} | taken
         for _ in range(ATTEMPTS):
             widths = self._offspring(slot, parents, rng)
             if tuple(map(int, widths)) not in known:
@@ -161,18 +166,25 @@ def _widths(trial: FrozenTrial, network: Network) -> tuple[int, ...]:
     return tuple(trial.params[gene.name] for gene in network.genes)
 
 
-def _others(study: optuna.Study, number: int, network: Network) -> frozenset[tuple[int, ...]]:
-    """Structures that other processes are evaluating, as far as they were begun before trial `number`."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return frozenset(
-        _widths(other, network)
-        for other in running
-        if other.number < number and len(other.params) == len(network.genes) and _alive(other)
-    )
+def _taken(study: optuna.Study, number: int, network: Network) -> frozenset[tuple[int, ...]]:
+    """Structures of all trials begun before trial `number`, finished or not; waits while one of them is being drawn."""
+    while True:
+        trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
+        earlier = [trial for trial in trials if trial.number < number and _counts(trial, network)]
+        if all(_drawn(trial, network) for trial in earlier):
+            return frozenset(_widths(trial, network) for trial in earlier)
+        time.sleep(POLL_SECONDS)
 
 
-def _alive(trial: FrozenTrial) -> bool:
-    return trial.datetime_start is not None and datetime.now() - trial.datetime_start < STALE
+def _drawn(trial: FrozenTrial, network: Network) -> bool:
+    return len(trial.params) == len(network.genes)
+
+
+def _counts(trial: FrozenTrial, network: Network) -> bool:
+    """Whether it is finished, or may still be by the process that began it."""
+    patience = STALE if _drawn(trial, network) else DRAWING
+    begun = trial.datetime_start
+    return trial.state == TrialState.COMPLETE or (begun is not None and datetime.now() - begun < patience)
 
 
 def evolve(
@@ -212,9 +224,6 @@ def evolve(
             widths = np.array([trial.suggest_categorical(gene.name, gene.choices) for gene in network.genes])
         except Exhausted:
             break
-        if shared and tuple(map(int, widths)) in _others(study, trial.number, network):
-            study.tell(trial, state=TrialState.FAIL)  # both drew at the same moment: the later yields
-            continue
         study.tell(trial, accuracy(widths))
         candidates = evaluated(study, network)
     progress(len(candidates), max((c.accuracy for c in candidates), default=float("nan")))

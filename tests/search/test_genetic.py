@@ -10,15 +10,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 
 import latency
 from search.budget import BudgetError
 from search.feasible import FeasibleSet
-from search.genetic import Evolution, SearchError, best, evolve
+from search.genetic import Evolution, SearchError, _taken, best, evolve
 
 EVOLUTION = Evolution(population=16, generations=8, parents=5)
 
@@ -199,6 +202,27 @@ def share(url: str, folder: Path) -> None:
     assert len(everything) == len(set(everything))
     assert 60 <= len(everything) <= 61
     assert {float(out.split()[1]) for out, _ in outputs} <= {max(float(out.split()[1]) for out, _ in outputs)}
+
+
+def test_a_shared_trial_leaves_to_earlier_ones_what_they_took_even_while_they_draw(tiny_network, monkeypatch) -> None:
+    study = optuna.create_study()
+    finished, slow, dead, asking = (study.ask() for _ in range(4))
+
+    def draw(trial: optuna.Trial) -> tuple[int, ...]:
+        return tuple(trial.suggest_categorical(gene.name, gene.choices) for gene in tiny_network.genes)
+
+    first = draw(finished)
+    study.tell(finished, 0.5)
+    waiting = ThreadPoolExecutor(1).submit(_taken, study, asking.number, tiny_network)
+    with pytest.raises(TimeoutError):
+        waiting.result(0.3)  # two of the earlier ones are still drawing
+    second = draw(slow)
+    with pytest.raises(TimeoutError):
+        waiting.result(0.3)
+    monkeypatch.setattr("search.genetic.DRAWING", timedelta(0))
+    assert waiting.result(30) == {first, second}  # the other has been given up
+    assert _taken(study, dead.number, tiny_network) == {first, second}
+    assert _taken(study, slow.number, tiny_network) == {first}
 
 
 def test_two_processes_share_a_search_through_a_database_file(tmp_path) -> None:
