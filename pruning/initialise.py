@@ -40,11 +40,11 @@ def restore_scale(structure: fx.GraphModule) -> None:
     """
     for layer in _scaled_by_bn(structure):
         usual = he_deviation(layer.weight) * math.sqrt(layer.weight.numel())
-        layer.weight.mul_(usual / layer.weight.norm().clamp_min(torch.finfo(layer.weight.dtype).tiny))
+        layer.weight.mul_(usual / layer.weight.norm().clamp_min(1e-12))  # all zeros stay zeros
 
 
 def _scaled_by_bn(structure: fx.GraphModule) -> Iterator[nn.Conv2d]:
-    """Convolutions whose result goes into BN and nowhere else, once each."""
+    """Convolutions whose result goes into BN and nowhere else."""
     modules = dict(structure.named_modules())
     for node in structure.graph.nodes:
         follower = next(iter(node.users)) if len(node.users) == 1 else node
