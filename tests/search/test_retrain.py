@@ -23,6 +23,15 @@ def test_they_begin_with_what_the_pruningnet_generates(tiny_network, pruningnet)
         assert same(Start(tiny_network, 0, None, pruningnet)(widths), continued_structure(pruningnet, widths))
 
 
+def test_they_begin_at_the_scale_of_fresh_weights(tiny_network, pruningnet) -> None:
+    widths = tiny_network.nearest_widths(0.5)
+    begun, generated = Start(tiny_network, 0, None, pruningnet)(widths), pruningnet.structure(widths)
+    begun, generated = begun.get_parameter("stem.0.weight"), generated.get_parameter("stem.0.weight")
+    assert float(begun.norm()) == pytest.approx(np.sqrt(2 * 3))  # He, fan out: 2 · inputs / groups
+    torch.testing.assert_close(begun / begun.norm(), generated / generated.norm())
+    assert not torch.allclose(begun, generated)
+
+
 def test_from_scratch_they_are_drawn_from_the_seed(tiny_network) -> None:
     widths = tiny_network.nearest_widths(0.5)
     begun = [Start(tiny_network, seed, None, None)(widths) for seed in (3, 3, 4)]
