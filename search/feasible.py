@@ -162,7 +162,7 @@ class FeasibleSet:
         Raises:
             BudgetError: nothing fits; names the smallest reachable value.
         """
-        return self._grid.widths(self._start()[None])[0]
+        return self._grid.widths(self._start[None])[0]
 
     def levels(self, count: int = LEVELS) -> list[FeasibleSet]:
         """Feasible sets whose first budget is tightened, from near the smallest reachable value to what it is."""
@@ -173,7 +173,8 @@ class FeasibleSet:
 
     def _with(self, constraints: list[Constraint]) -> FeasibleSet:
         other = copy.copy(self)
-        other.__dict__.pop("_tilt", None)
+        for of_these_bounds in ("_tilt", "_start"):
+            other.__dict__.pop(of_these_bounds, None)
         other.constraints = constraints
         return other
 
@@ -183,7 +184,7 @@ class FeasibleSet:
         Raises:
             BudgetError: nothing fits.
         """
-        start = self._start()[None]
+        start = self._start[None]
         found = [start[:0]]
         while self._tilt is not None and (missing := n - sum(map(len, found))) > 0:
             found.append(self._kept(min(PROPOSALS, 16 * missing + 64), rng)[:missing])
@@ -257,6 +258,7 @@ class FeasibleSet:
             inside &= (cost <= constraint.high) & (cost >= constraint.low)
         return inside
 
+    @cached_property
     def _start(self) -> np.ndarray:
         """int64[L]: choice indices of one feasible structure, the cheapest there is."""
         starts = self._cheapest()
