@@ -27,6 +27,9 @@ from pruning.workers import Workers
 
 CHECKPOINT_SECONDS = 60.0
 
+LABEL_SMOOTHING = 0.1
+"""MetaPruning's, in training and when structures are ranked."""
+
 LINEAR_INPUTS = 256
 """As many inputs let a linear layer keep pace with all else."""
 
@@ -52,7 +55,7 @@ class Recipe:
     lr: float = 0.25
     momentum: float = 0.9
     weight_decay: float = 4e-5
-    label_smoothing: float = 0.1
+    label_smoothing: float = LABEL_SMOOTHING
     warmup: float = 0.05  # share of the steps in which the rate rises from 0
 
     def rate(self, progress: float) -> float:

@@ -27,10 +27,11 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Finalist:
-    """A structure that was measured: what was predicted before, and its accuracy on the sub-validation images."""
+    """A structure that was measured: what was predicted before, and its accuracy and loss on the sub-validation images."""
 
     widths: tuple[int, ...]
     accuracy: float
+    loss: float
     predicted_ms: float
     measured_ms: float
 
@@ -69,7 +70,7 @@ def finish(
     limit_ms: float,
     progress: Callable[[int, str], object],
 ) -> Finish:
-    """Choose the most accurate candidate whose measured latency is at most `limit_ms`, twice measured.
+    """Choose the best candidate whose measured latency is at most `limit_ms`, twice measured.
 
     Candidates are measured in blocks, best first. Each block corrects the predictions of the rest, so that a predictor that
     is off costs measurements, not the budget.
@@ -96,17 +97,17 @@ def finish(
 def measured_front(
     device: Device, network: Network, candidates: Sequence[Candidate], predict: Predict, count: int = FRONT
 ) -> list[Finalist]:
-    """Measure `count` candidates along the front of accuracy against predicted latency, ends included; fastest first.
+    """Measure `count` candidates along the front of loss against predicted latency, ends included; fastest first.
 
     Of those measured, the ones that another is better than in both are left out.
     """
-    objectives = np.stack([-np.array([c.accuracy for c in candidates]), predict(_rows(candidates))], axis=1)
+    objectives = np.stack([[c.loss for c in candidates], predict(_rows(candidates))], axis=1)
     members = np.flatnonzero(front(objectives))
     members = members[np.argsort(objectives[members, 1])]
     steps = np.linspace(objectives[members[0], 1], objectives[members[-1], 1], count)
     chosen = [candidates[i] for i in np.unique([members[np.abs(objectives[members, 1] - ms).argmin()] for ms in steps])]
     finalists = _measured(device, network, chosen, predict)
-    kept = front(np.array([(-finalist.accuracy, finalist.measured_ms) for finalist in finalists]))
+    kept = front(np.array([(finalist.loss, finalist.measured_ms) for finalist in finalists]))
     return sorted((f for f, good in zip(finalists, kept, strict=True) if good), key=lambda finalist: finalist.measured_ms)
 
 
@@ -135,7 +136,7 @@ def _within(
 def _measured(device: Device, network: Network, block: Sequence[Candidate], predict: Predict) -> list[Finalist]:
     rows = _rows(block)
     times = zip(block, predict(rows), measured_ms(device, network, rows), strict=True)
-    return [Finalist(candidate.widths, candidate.accuracy, float(before), float(ms)) for candidate, before, ms in times]
+    return [Finalist(c.widths, c.accuracy, c.loss, float(before), float(ms)) for c, before, ms in times]
 
 
 def measured_ms(device: Device, network: Network, structures: np.ndarray) -> np.ndarray:

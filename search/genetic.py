@@ -22,11 +22,13 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from latency.errors import MillipruneError
 from latency.network import Network
+from pruning.evaluate import Score
 from search.config import without_password
 from search.feasible import FeasibleSet
 from search.pareto import nondominated_sort
@@ -38,6 +40,8 @@ DRAWING = timedelta(minutes=1)
 """So does one that still has no structure after this long: its process has died."""
 
 POLL_SECONDS = 0.02
+
+ACCURACY = "accuracy"
 
 ATTEMPTS = 50
 """Draws before a slot gives up finding a structure that has not been evaluated yet."""
@@ -65,10 +69,11 @@ class Evolution:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An evaluated structure: widths and sub-validation accuracy (0 … 1)."""
+    """An evaluated structure: widths, sub-validation accuracy (0 … 1) and loss, by which it is ranked."""
 
     widths: tuple[int, ...]
     accuracy: float
+    loss: float
 
 
 class MetaPruningSampler(optuna.samplers.BaseSampler):
@@ -133,7 +138,7 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
         if self.latency_ms is None or not candidates:
             return best(candidates, self.evolution.parents)
         latency_ms = self.latency_ms(np.array([candidate.widths for candidate in candidates]))
-        order = nondominated_sort(np.stack([-np.array([c.accuracy for c in candidates]), latency_ms], axis=1))
+        order = nondominated_sort(np.stack([[c.loss for c in candidates], latency_ms], axis=1))
         return [candidates[index] for index in order[: self.evolution.population]]
 
     def _offspring(self, slot: int, parents: list[Candidate], rng: np.random.Generator) -> np.ndarray:
@@ -152,14 +157,14 @@ class Exhausted(SearchError):
 
 
 def best(candidates: list[Candidate], count: int) -> list[Candidate]:
-    """The most accurate `count`, best first; of equals the earlier."""
-    return sorted(candidates, key=lambda candidate: -candidate.accuracy)[:count]
+    """The `count` of least loss, best first; of equals the earlier."""
+    return sorted(candidates, key=lambda candidate: candidate.loss)[:count]
 
 
 def evaluated(study: optuna.Study, network: Network) -> list[Candidate]:
     """All finished candidates in order of their trials."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [Candidate(_widths(trial, network), float(trial.values[0])) for trial in trials]
+    return [Candidate(_widths(trial, network), float(trial.user_attrs[ACCURACY]), float(trial.values[0])) for trial in trials]
 
 
 def _widths(trial: FrozenTrial, network: Network) -> tuple[int, ...]:
@@ -189,12 +194,12 @@ def _counts(trial: FrozenTrial, network: Network) -> bool:
 
 def evolve(
     feasible: FeasibleSet,
-    accuracy: Callable[[np.ndarray], float],
+    evaluate: Callable[[np.ndarray], Score],
     evolution: Evolution,
     *,
     seed: int,
     journal: Path | str,
-    progress: Callable[[int, float], object],
+    progress: Callable[[int, Candidate | None], object],
     first: np.ndarray | None = None,
     latency_ms: Callable[[np.ndarray], np.ndarray] | None = None,
     study_name: str = "search",
@@ -202,10 +207,10 @@ def evolve(
     """Run the search, or what is left of it, and return all candidates in order of evaluation.
 
     Args:
-        accuracy: of a structure int64[L]; called once for each candidate, ever.
+        evaluate: of a structure int64[L]; called once for each candidate, ever.
         journal: file that keeps every evaluation as soon as it is done; or the URL of a database, through which several
             processes work on the study called `study_name`.
-        progress: called with the number of candidates evaluated and the best accuracy so far.
+        progress: called with the number of candidates evaluated and the best so far.
         first: int64[K, L], feasible structures that differ, which are evaluated before any other.
         latency_ms: float64[P] of structures int64[P, L]; given, the search is for the front of accuracy against latency.
 
@@ -218,15 +223,17 @@ def evolve(
     study = _study(journal, MetaPruningSampler(feasible, evolution, seed, first, latency_ms, shared), network, study_name)
     candidates = evaluated(study, network)
     while len(candidates) < evolution.evaluations:
-        progress(len(candidates), max((c.accuracy for c in candidates), default=float("nan")))
+        progress(len(candidates), next(iter(best(candidates, 1)), None))
         try:
             trial = study.ask()
             widths = np.array([trial.suggest_categorical(gene.name, gene.choices) for gene in network.genes])
         except Exhausted:
             break
-        study.tell(trial, accuracy(widths))
+        score = evaluate(widths)
+        trial.set_user_attr(ACCURACY, score.accuracy)
+        study.tell(trial, score.loss)
         candidates = evaluated(study, network)
-    progress(len(candidates), max((c.accuracy for c in candidates), default=float("nan")))
+    progress(len(candidates), next(iter(best(candidates, 1)), None))
     return candidates
 
 
@@ -238,7 +245,7 @@ def _study(journal: Path | str, sampler: MetaPruningSampler, network: Network, n
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
             study = optuna.create_study(
-                storage=_storage(journal), sampler=sampler, study_name=name, direction="maximize", load_if_exists=True
+                storage=_storage(journal), sampler=sampler, study_name=name, direction="minimize", load_if_exists=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise SearchError(f"the search's journal '{journal}' cannot be used: {error}; remove it to start over.") from error
@@ -249,6 +256,8 @@ def _study(journal: Path | str, sampler: MetaPruningSampler, network: Network, n
             ) from error
     if study.user_attrs.setdefault("genes", genes) != genes:
         raise SearchError(f"the search's journal '{journal}' is of a network with other genes; remove it to start over.")
+    if study.direction != StudyDirection.MINIMIZE:
+        raise SearchError(f"the search in '{journal}' was begun by a version that ranked by accuracy; remove it to start over.")
     study.set_user_attr("genes", genes)
     return study
 

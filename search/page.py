@@ -29,11 +29,15 @@ def page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
     budget = ", ".join(f"{quantity} {amount}" for quantity, amount in result["budget"].items())
     title = f"{config['network']} within {budget}"
     sections = [
-        ("Accuracy against latency", "Sub-validation accuracy by PruningNet; finalists as measured.", _front(result)),
+        ("Loss against latency", "On the sub-validation images, by PruningNet; finalists as measured.", _front(result)),
         ("Predicted against measured", "Finalists and trained networks, in milliseconds.", _predictions(result)),
         ("Channels", f"Of {_last(result)} and of the unpruned network.", _widths(result)),
         ("Latency of every kernel", "Predicted shares, in milliseconds.", _kernels(result)),
-        ("Training and search", "Loss of every training; best sub-validation accuracy of the search.", _curves(log)),
+        (
+            "Training and search",
+            "Loss of every training, and the least so far of the search.",
+            _curves(log),
+        ),
     ]
     body = "".join(
         f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{_div(figure)}" for heading, text, figure in sections
@@ -68,12 +72,12 @@ def _front(result: Mapping[str, Any]) -> go.Figure:
     seen, finalists = result["search"]["front"], result["finalists"]
     figure = go.Figure(
         [
-            _points("front of the search, predicted", seen, "predicted_ms", "subval_accuracy", BEFORE, "lines+markers"),
-            _points("finalists, measured", finalists, "measured_ms", "accuracy", AFTER),
+            _points("front of the search, predicted", seen, "predicted_ms", "loss", BEFORE, "lines+markers"),
+            _points("finalists, measured", finalists, "measured_ms", "loss", AFTER),
         ]
     )
     figure.update_xaxes(title="ms per batch")
-    figure.update_yaxes(title="sub-validation accuracy", tickformat=".1%")
+    figure.update_yaxes(title="sub-validation loss")
     return figure
 
 
@@ -130,10 +134,7 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> go.Figure:
     figure = go.Figure()
     for stage, entries in stages.items():
         share = [entry["done"] / entry["total"] for entry in entries]
-        axis = "y2" if stage == "genetic search" else "y"
-        figure.add_scatter(x=share, y=[entry["value"] for entry in entries], name=stage, yaxis=axis)
+        figure.add_scatter(x=share, y=[entry["value"] for entry in entries], name=stage)
     figure.update_xaxes(title="share of the stage", tickformat=".0%")
-    figure.update_layout(
-        yaxis={"title": "loss"}, yaxis2={"title": "best accuracy", "overlaying": "y", "side": "right", "tickformat": ".1%"}
-    )
+    figure.update_yaxes(title="loss")
     return figure

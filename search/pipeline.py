@@ -37,7 +37,7 @@ from search.focus import trained_on
 from search.genetic import Candidate, Evolution, evolve
 from search.measured import quick_table, unpruned_ms
 from search.pareto import front
-from search.progress import Reporter, read_log, training_note
+from search.progress import Reporter, read_log, search_note, training_note
 from search.report import OutputError, read_json, result_table, versions, write_file, write_json
 from search.retrain import Job, Start, exported, trained
 from search.uniform import uniform_within
@@ -198,7 +198,7 @@ def _search(
             evolution,
             seed=config.seed,
             journal=config.storage or context.out / "search.journal",
-            progress=lambda done, top: update(done, f"best {top:.1%}", top),
+            progress=partial(search_note, update),
             first=uniform_within(feasible),
             latency_ms=predict if config.pareto else None,
             study_name=name,
@@ -206,13 +206,11 @@ def _search(
 
 
 def _front_seen(candidates: list[Candidate], predict: Callable[[np.ndarray], np.ndarray]) -> list[dict[str, Any]]:
-    """All candidates that are not worse than another in both accuracy and predicted latency, fastest first."""
+    """All candidates that are not worse than another in both loss and predicted latency, fastest first."""
     latency_ms = predict(np.array([candidate.widths for candidate in candidates]))
-    accuracy = np.array([candidate.accuracy for candidate in candidates])
-    members = np.flatnonzero(front(np.stack([-accuracy, latency_ms], axis=1)))
+    members = np.flatnonzero(front(np.stack([[candidate.loss for candidate in candidates], latency_ms], axis=1)))
     return [
-        {"widths": list(candidates[i].widths), "subval_accuracy": accuracy[i], "predicted_ms": float(latency_ms[i])}
-        for i in sorted(members, key=lambda i: latency_ms[i])
+        asdict(candidates[i]) | {"predicted_ms": float(latency_ms[i])} for i in sorted(members, key=lambda i: latency_ms[i])
     ]
 
 

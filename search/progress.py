@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
 from search.report import OutputError
+
+if TYPE_CHECKING:
+    from search.genetic import Candidate
 
 LOG_SECONDS = 1.0
 """Between two lines of one stage in log.jsonl."""
@@ -28,6 +31,12 @@ class Update(Protocol):
 def training_note(update: Update, step: int, loss: float) -> None:
     """How training tells a stage of its steps."""
     update(step, f"loss {loss:.3f}", loss)
+
+
+def search_note(update: Update, done: int, best: Candidate | None) -> None:
+    """How a search tells its stage of its candidates."""
+    if best is not None:
+        update(done, f"best loss {best.loss:.3f}, accuracy {best.accuracy:.1%}", best.loss)
 
 
 class Reporter:

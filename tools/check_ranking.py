@@ -1,4 +1,4 @@
-"""python tools/check_ranking.py --data FOLDER: does a PruningNet's accuracy rank structures as training from scratch does?
+"""python tools/check_ranking.py --data FOLDER: does a PruningNet rank structures as training from scratch does?
 
 Random structures within one latency budget are trained from scratch, and ranked by PruningNets of every kind. Everything
 finished is kept under --runs, so the command may be interrupted and goes on.
@@ -65,18 +65,18 @@ def main(
         recipe = Recipe(epochs, train_batch, lr)
         scratch = np.array([[experiment.trained(w, recipe, seed) for seed in range(seeds)] for w in drawn])
         kinds: list[dict[str, Any]] = [
-            {"kind": "MACs", "accuracy": traced.macs(drawn).tolist()},
-            {"kind": "parameters", "accuracy": traced.params(drawn).tolist()},
+            {"kind": "MACs", "rank_by": traced.macs(drawn).tolist()},
+            {"kind": "parameters", "rank_by": traced.params(drawn).tolist()},
         ]
         kinds += [
-            {"kind": f"training from scratch, seed {seed}", "accuracy": scratch[:, seed].tolist()} for seed in range(1, seeds)
+            {"kind": f"training from scratch, seed {seed}", "rank_by": scratch[:, seed].tolist()} for seed in range(1, seeds)
         ]
         supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
         for supernet in (SUPERNETS["focused"], *supernets):
             length = Recipe(sandwich_epochs if supernet.sandwich else random_epochs, train_batch, lr)
             kinds.append(_ranked(experiment, drawn, feasible, supernet, length))
         for row in kinds:
-            row |= _agreement(np.array(row["accuracy"]), scratch[:, 0] if "seed" in row["kind"] else scratch.mean(axis=1))
+            row |= _agreement(np.array(row["rank_by"]), scratch[:, 0] if "seed" in row["kind"] else scratch.mean(axis=1))
             print(_line(row), flush=True)
         settings = {
             "data": dataset.name, "images": len(dataset.train), "network": network, "latency": latency, "epochs": epochs,
@@ -87,7 +87,7 @@ def main(
 
 
 def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, kind: Supernet, recipe: Recipe) -> dict[str, Any]:
-    """Sub-validation accuracies of structures int64[P, L] by a PruningNet of this kind, and how sure they are."""
+    """Sub-validation scores of structures int64[P, L] by a PruningNet of this kind, and how sure they are."""
     from scipy.stats import kendalltau
 
     from pruning.evaluate import StructureEvaluator
@@ -95,18 +95,21 @@ def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, ki
 
     pruningnet, seconds = experiment.pruningnet(kind, recipe, feasible)
     evaluate = StructureEvaluator(pruningnet, experiment.data)
-    accuracies = [evaluate(widths) for widths in drawn]
+    scores = [evaluate(widths) for widths in drawn]
     row = {
         "kind": str(kind),
         "seconds": seconds,
-        "largest": evaluate(experiment.network.nearest_widths(1.0)),
-        "accuracy": accuracies,
+        "largest": evaluate(experiment.network.nearest_widths(1.0)).accuracy,
+        "rank_by": [-score.loss for score in scores],
+        "accuracy": [score.accuracy for score in scores],
         "images_per_candidate": evaluate.images,
     }
     if kind == SUPERNETS["focused"]:  # the long protocol, of the default alone
         thoroughly = StructureEvaluator(pruningnet, experiment.data, len(experiment.data.train))
         row |= {"images_thoroughly": thoroughly.images}
-        row |= {"tau_thoroughly": float(kendalltau(accuracies, [thoroughly(widths) for widths in drawn])[0])}
+        again = [thoroughly(widths) for widths in drawn]
+        row |= {"tau_thoroughly": float(kendalltau([s.loss for s in scores], [s.loss for s in again])[0])}
+        row |= {"tau_thoroughly_by_accuracy": float(kendalltau([s.accuracy for s in scores], [s.accuracy for s in again])[0])}
     return row
 
 
@@ -124,7 +127,10 @@ def _line(row: dict[str, Any]) -> str:
     text += f"  {row['seconds']:.0f} s, largest {row['largest']:.1%}, these {mean:.1%}"
     if "tau_thoroughly" not in row:
         return text
-    return f"{text}; τ {row['tau_thoroughly']:.2f} between {row['images_per_candidate']} and {row['images_thoroughly']} images"
+    return (
+        f"{text}; τ {row['tau_thoroughly']:.2f} (by accuracy {row['tau_thoroughly_by_accuracy']:.2f}) between "
+        f"{row['images_per_candidate']} and {row['images_thoroughly']} images"
+    )
 
 
 if __name__ == "__main__":

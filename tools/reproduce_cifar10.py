@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from pruning.evaluate import Score
     from search.experiment import Experiment
     from search.feasible import FeasibleSet
     from search.genetic import Candidate, Evolution
@@ -102,7 +103,7 @@ def main(
 
 
 def _chosen(
-    experiment: Experiment, evaluate: Callable[[np.ndarray], float], evolution: Evolution, percent: int, label: str
+    experiment: Experiment, evaluate: Callable[[np.ndarray], Score], evolution: Evolution, percent: int, label: str
 ) -> list[dict[str, Any]]:
     """One row for each way of choosing a structure of `percent` of the unpruned latency.
 
@@ -139,7 +140,7 @@ def _chosen(
             "network": network.name, "percent": percent, "budget_ms": limit, "how": how, "measured_ms": float(ms),
             "macs": network.macs(np.array(widths)), "params": network.params(np.array(widths)),
             "widths": [int(width) for width in widths],
-            "subval_accuracy": subval[how] if how in subval else evaluate(np.array(widths)),
+            "subval_accuracy": subval[how] if how in subval else evaluate(np.array(widths)).accuracy,
         }
         for (how, widths), ms in zip(chosen.items(), latency_ms, strict=True)
     ]  # fmt: skip
@@ -189,15 +190,16 @@ def _by_macs(
 
 
 def _searched(
-    experiment: Experiment, evaluate: Callable[[np.ndarray], float], path: Path, how: str, feasible: FeasibleSet,
+    experiment: Experiment, evaluate: Callable[[np.ndarray], Score], path: Path, how: str, feasible: FeasibleSet,
     evolution: Evolution,
 ) -> list[Candidate]:  # fmt: skip
     from search.genetic import evolve
+    from search.progress import search_note
 
     with experiment.reporter.bar(f"search: {path.stem}, {how}", evolution.evaluations) as update:
         return evolve(
             feasible, evaluate, evolution, seed=0, journal=path.with_suffix(f".{how}.journal"),
-            progress=lambda done, top: update(done, f"best {top:.1%}", top),
+            progress=partial(search_note, update),
         )  # fmt: skip
 
 

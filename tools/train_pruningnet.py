@@ -96,7 +96,9 @@ def main(
         evaluate = StructureEvaluator(pruningnet, images)
         print(f"{path}")
         for scale in (1.0, 0.75, 0.5, 0.25):
-            print(f"  sub-validation accuracy at {scale:.2f} of all widths: {evaluate(traced.nearest_widths(scale)):.1%}")
+            print(
+                f"  sub-validation accuracy at {scale:.2f} of all widths: {evaluate(traced.nearest_widths(scale)).accuracy:.1%}"
+            )
 
 
 def _feasible(network: Network, budgets: Mapping[str, Budget], device: Device, lut: Path) -> FeasibleSet:

@@ -80,9 +80,9 @@ def test_the_report_and_the_log(finished) -> None:
     stages = {line["stage"]: line for line in log if "stage" in line}
     assert {"training PruningNet", "genetic search", "measuring finalists", "training winner"} <= set(stages)
     assert stages["genetic search"]["done"] == stages["genetic search"]["total"] == 18
-    assert 0 < stages["genetic search"]["value"] <= 1
+    assert 0.5 < stages["genetic search"]["value"] < 2.31  # the least that smoothed labels allow, and chance
     result = json.loads((folder / "result.json").read_text())
-    assert result["search"]["front"][-1]["subval_accuracy"] == stages["genetic search"]["value"]
+    assert result["search"]["front"][-1]["loss"] == stages["genetic search"]["value"]
     assert result["finalists"]
     assert len(result["kernels"]["kernels"]) == len(result["kernels"]["pruned_ms"])
     assert sum(result["kernels"]["pruned_ms"]) < sum(result["kernels"]["unpruned_ms"])

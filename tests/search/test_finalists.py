@@ -19,6 +19,11 @@ def predictor(tiny_network, lawful, tmp_path_factory) -> LatencyPredictor:
     return LatencyPredictor(build_table(lawful, tiny_network, quick_plan(tiny_network, 80), table))
 
 
+def candidate(network, widths) -> Candidate:
+    """The more parameters, the less its loss; its accuracy says nothing."""
+    return Candidate(tuple(map(int, widths)), accuracy=0.5, loss=-float(network.params(widths)) / 1e6)
+
+
 def finished(device, network, predictor, share: float) -> tuple[Finish, list[Candidate], float]:
     def predict(structures: np.ndarray) -> np.ndarray:
         return predictor.predict_widths(network, structures)
@@ -26,7 +31,7 @@ def finished(device, network, predictor, share: float) -> tuple[Finish, list[Can
     limit = share * float(predict(np.array([network.max_widths]))[0])
     feasible = FeasibleSet(network, latency_ms=limit, predictor=predictor)
     drawn = np.unique(feasible.sample(60, np.random.default_rng(0)), axis=0)
-    candidates = [Candidate(tuple(map(int, widths)), float(network.params(widths)) / 1e6) for widths in drawn]
+    candidates = [candidate(network, widths) for widths in drawn]
     return finish(device, network, candidates, feasible, predict, limit, lambda done, note: None), candidates, limit
 
 
@@ -37,7 +42,7 @@ def exact(device, network, widths) -> float:
 def test_the_best_candidate_within_the_measured_budget_wins(lawful, tiny_network, predictor) -> None:
     result, candidates, limit = finished(lawful, tiny_network, predictor, 0.7)
     within = [c for c in candidates if exact(lawful, tiny_network, c.widths) <= limit]
-    assert result.winner == max(within, key=lambda c: c.accuracy).widths
+    assert result.winner == min(within, key=lambda c: c.loss).widths
     assert result.winner_ms == pytest.approx(exact(lawful, tiny_network, result.winner))
     assert result.unpruned_ms == pytest.approx(exact(lawful, tiny_network, tiny_network.max_widths))
     assert result.uniform_ms == pytest.approx(result.winner_ms, rel=0.12)
@@ -78,11 +83,11 @@ def test_a_front_is_measured_from_end_to_end(lawful_type, tiny_network, predicto
         return predictor.predict_widths(tiny_network, structures)
 
     drawn = FeasibleSet(tiny_network, macs=1e9).sample(80, np.random.default_rng(0))
-    candidates = [Candidate(tuple(map(int, widths)), float(tiny_network.params(widths)) / 1e6) for widths in drawn]
+    candidates = [candidate(tiny_network, widths) for widths in drawn]
     device = lawful_type(lambda total: total * 1.1)
     front = measured_front(device, tiny_network, candidates, predict, 4)
     assert 2 <= len(front) <= 4
-    assert front[-1].accuracy == max(candidate.accuracy for candidate in candidates)
+    assert front[-1].loss == min(candidate.loss for candidate in candidates)
     assert front[0].predicted_ms == pytest.approx(predict(drawn).min())
     assert [f.measured_ms for f in front] == sorted(f.measured_ms for f in front)
-    assert [f.accuracy for f in front] == sorted(f.accuracy for f in front)
+    assert [f.loss for f in front] == sorted((f.loss for f in front), reverse=True)

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 import latency
+from pruning.evaluate import Score
 from search.budget import BudgetError
 from search.feasible import FeasibleSet
 from search.genetic import Evolution, SearchError, _taken, best, evolve
@@ -36,8 +38,13 @@ def worth(widths: np.ndarray) -> float:
     return float(widths @ np.array([3.0, 1.0, 0.5, 2.0, 1.5]))
 
 
-def run(feasible, journal, accuracy=worth, seed=0, evolution=EVOLUTION, **options):
-    return evolve(feasible, accuracy, evolution, seed=seed, journal=journal, progress=lambda done, top: None, **options)
+def run(feasible, journal, value=worth, seed=0, evolution=EVOLUTION, **options):
+    """A search in which the accuracy says nothing, and the loss everything."""
+
+    def evaluate(widths: np.ndarray) -> Score:
+        return Score(accuracy=0.5, loss=-value(widths))
+
+    return evolve(feasible, evaluate, evolution, seed=seed, journal=journal, progress=lambda done, top: None, **options)
 
 
 def test_every_candidate_is_feasible_and_evaluated_once(feasible, tmp_path) -> None:
@@ -45,15 +52,16 @@ def test_every_candidate_is_feasible_and_evaluated_once(feasible, tmp_path) -> N
     assert len(candidates) == EVOLUTION.evaluations
     assert len({candidate.widths for candidate in candidates}) == len(candidates)
     assert feasible.contains(np.array([candidate.widths for candidate in candidates])).all()
-    assert all(candidate.accuracy == worth(np.array(candidate.widths)) for candidate in candidates)
+    assert all(candidate.loss == -worth(np.array(candidate.widths)) for candidate in candidates)
+    assert {candidate.accuracy for candidate in candidates} == {0.5}
 
 
 def test_the_search_comes_close_to_the_best_of_all_structures(feasible, tiny_network, tmp_path) -> None:
     structures = np.array(list(itertools.product(*(gene.choices for gene in tiny_network.genes))))
     values = np.sort([worth(widths) for widths in structures[feasible.contains(structures)]])
-    found = best(run(feasible, tmp_path / "j"), 1)[0].accuracy
+    found = -best(run(feasible, tmp_path / "j"), 1)[0].loss
     assert found >= np.quantile(values, 0.998)
-    first = [c.accuracy for c in run(feasible, tmp_path / "j")[: EVOLUTION.population]]
+    first = [-c.loss for c in run(feasible, tmp_path / "j")[: EVOLUTION.population]]
     assert found > max(first)
 
 
@@ -122,6 +130,14 @@ def test_a_file_that_is_no_journal_is_a_clear_error(feasible, tmp_path) -> None:
         run(feasible, tmp_path / "j")
 
 
+def test_a_search_by_accuracy_of_an_earlier_version_is_not_gone_on_with(feasible, tmp_path) -> None:
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "j")))
+    genes = {gene.name: list(gene.choices) for gene in feasible.network.genes}
+    optuna.create_study(storage=storage, study_name="search", direction="maximize").set_user_attr("genes", genes)
+    with pytest.raises(SearchError, match="ranked by accuracy"):
+        run(feasible, tmp_path / "j")
+
+
 def test_networks_with_other_genes_cannot_share_a_journal(feasible, tiny_module, tmp_path) -> None:
     run(feasible, tmp_path / "j", evolution=Evolution(4, 1))
     coarse = latency.trace(tiny_module, (1, 3, 16, 16), align=8)
@@ -151,7 +167,7 @@ def test_a_pareto_search_covers_the_front_of_all_structures(tiny_network, tmp_pa
     found = run(feasible, tmp_path / "j", evolution=Evolution(24, 15), latency_ms=latency)
     rows = np.array([candidate.widths for candidate in found])
     everything = np.stack([macs, [worth(widths) for widths in structures]], axis=1)
-    seen = np.stack([latency(rows), [candidate.accuracy for candidate in found]], axis=1)
+    seen = np.stack([latency(rows), [-candidate.loss for candidate in found]], axis=1)
     drawn = np.unique(feasible.sample(len(found), np.random.default_rng(0)), axis=0)
     at_random = np.stack([latency(drawn), [worth(widths) for widths in drawn]], axis=1)
     corner = (float(macs.max()), 0.0)
@@ -166,6 +182,7 @@ import sys, time
 import numpy as np
 import latency
 from pathlib import Path
+from pruning.evaluate import Score
 from pruning.networks import load
 from search.feasible import FeasibleSet
 from search.genetic import Evolution, evolve
@@ -174,13 +191,13 @@ network = latency.trace(load("tinynet:tiny"), (1, 3, 16, 16), align=4, name="tin
 feasible = FeasibleSet(network, macs=0.5 * network.macs(network.max_widths))
 evaluated = Path(sys.argv[2]).open("a", buffering=1)
 
-def accuracy(widths):
+def evaluate(widths):
     time.sleep(0.05)
     evaluated.write(" ".join(map(str, widths)) + "\\n")
-    return float(widths @ np.array([3.0, 1.0, 0.5, 2.0, 1.5]))
+    return Score(0.5, -float(widths @ np.array([3.0, 1.0, 0.5, 2.0, 1.5])))
 
-found = evolve(feasible, accuracy, Evolution(10, 6), seed=0, journal=sys.argv[1], progress=lambda done, top: None)
-print(len(found), max(c.accuracy for c in found))
+found = evolve(feasible, evaluate, Evolution(10, 6), seed=0, journal=sys.argv[1], progress=lambda done, top: None)
+print(len(found), max(-c.loss for c in found))
 """
 
 
