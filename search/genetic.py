@@ -42,6 +42,7 @@ DRAWING = timedelta(minutes=1)
 POLL_SECONDS = 0.02
 
 ACCURACY = "accuracy"
+"""A trial's attribute; its value is the loss."""
 
 ATTEMPTS = 50
 """Draws before a slot gives up finding a structure that has not been evaluated yet."""
@@ -239,7 +240,7 @@ def evolve(
 
 def _study(journal: Path | str, sampler: MetaPruningSampler, network: Network, name: str) -> optuna.Study:
     """The study in `journal`, which must be of these genes, or a new one."""
-    genes = {gene.name: list(gene.choices) for gene in network.genes}
+    genes, shown = {gene.name: list(gene.choices) for gene in network.genes}, without_password(str(journal))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -248,16 +249,16 @@ def _study(journal: Path | str, sampler: MetaPruningSampler, network: Network, n
                 storage=_storage(journal), sampler=sampler, study_name=name, direction="minimize", load_if_exists=True
             )
         except (OSError, ValueError, KeyError) as error:
-            raise SearchError(f"the search's journal '{journal}' cannot be used: {error}; remove it to start over.") from error
+            raise SearchError(f"the search's journal '{shown}' cannot be used: {error}; remove it to start over.") from error
         except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise SearchError(
-                f"the database '{without_password(str(journal))}' cannot be used: {str(error).splitlines()[0]}; "
+                f"the database '{shown}' cannot be used: {str(error).splitlines()[0]}; "
                 "expected a URL such as postgresql+psycopg2://user@host/name, its server running and its driver installed."
             ) from error
     if study.user_attrs.setdefault("genes", genes) != genes:
-        raise SearchError(f"the search's journal '{journal}' is of a network with other genes; remove it to start over.")
+        raise SearchError(f"the search's journal '{shown}' is of a network with other genes; remove it to start over.")
     if study.direction != StudyDirection.MINIMIZE:
-        raise SearchError(f"the search in '{journal}' was begun by a version that ranked by accuracy; remove it to start over.")
+        raise SearchError(f"the search in '{shown}' was begun by a version that ranked by accuracy; remove it to start over.")
     study.set_user_attr("genes", genes)
     return study
 

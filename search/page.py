@@ -33,11 +33,7 @@ def page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
         ("Predicted against measured", "Finalists and trained networks, in milliseconds.", _predictions(result)),
         ("Channels", f"Of {_last(result)} and of the unpruned network.", _widths(result)),
         ("Latency of every kernel", "Predicted shares, in milliseconds.", _kernels(result)),
-        (
-            "Training and search",
-            "Loss of every training, and the least so far of the search.",
-            _curves(log),
-        ),
+        ("Training and search", "Loss of every training, and the least so far of the search.", _curves(log)),
     ]
     body = "".join(
         f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{_div(figure)}" for heading, text, figure in sections

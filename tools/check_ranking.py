@@ -88,7 +88,7 @@ def main(
 
 def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, kind: Supernet, recipe: Recipe) -> dict[str, Any]:
     """Sub-validation scores of structures int64[P, L] by a PruningNet of this kind, and how sure they are."""
-    from scipy.stats import kendalltau
+    import numpy as np
 
     from pruning.evaluate import StructureEvaluator
     from pruning.train import SUPERNETS
@@ -107,9 +107,9 @@ def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, ki
     if kind == SUPERNETS["focused"]:  # the long protocol, of the default alone
         thoroughly = StructureEvaluator(pruningnet, experiment.data, len(experiment.data.train))
         row |= {"images_thoroughly": thoroughly.images}
-        again = [thoroughly(widths) for widths in drawn]
-        row |= {"tau_thoroughly": float(kendalltau([s.loss for s in scores], [s.loss for s in again])[0])}
-        row |= {"tau_thoroughly_by_accuracy": float(kendalltau([s.accuracy for s in scores], [s.accuracy for s in again])[0])}
+        short, long = (np.array([(s.loss, s.accuracy) for s in some]).T for some in (scores, map(thoroughly, drawn)))
+        by_loss, by_accuracy = (_agreement(*both)["kendall_tau"] for both in zip(short, long, strict=True))
+        row |= {"tau_thoroughly": by_loss, "tau_thoroughly_by_accuracy": by_accuracy}
     return row
 
 

@@ -55,6 +55,8 @@ def test_fresh_statistics_give_accuracy_where_stale_ones_give_chance(name: str, 
     assert stale < fresh.accuracy - 0.1
     assert fresh.accuracy > 0.6
     assert evaluate(widths) == fresh
+    share = fresh.accuracy * len(digits.subval)
+    assert share == pytest.approx(np.round(share))
 
 
 def test_scores_are_those_of_numpy(digits, tiny_network) -> None:
