@@ -1,11 +1,15 @@
 """The clocks of devices, on durations that are scripted."""
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latency.devices import clock
 from latency.devices.clock import CpuClock, GpuClock, mean_of_quiet
-from latency.devices.core import CoreMonitor
+from latency.devices.core import SIZE, CoreMonitor
 from latency.devices.nvml import GpuMonitor
 
 
@@ -157,7 +161,17 @@ def test_a_core_that_has_become_slower_for_good_is_believed_in_the_end() -> None
     assert 3_000 < looks < 10_000
 
 
-def test_a_real_core_is_found_free_now_and_then() -> None:
-    """Whatever the machine does meanwhile: the shortest probe ever seen must be believed."""
-    core = CoreMonitor()
-    assert any(core.undisturbed() for _ in range(2000))
+@given(st.lists(st.floats(1, 10), min_size=1, max_size=50))
+def test_the_shortest_probe_ever_seen_is_believed_whatever_came_between(seconds: list[float]) -> None:
+    core = Probed()
+    for probe in seconds:
+        core.sees(probe)
+    core.sees(min(seconds))
+    assert core.sees(min(seconds))
+
+
+def test_the_probe_computes_between_two_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, clock_looks = CoreMonitor(), itertools.count()
+    monkeypatch.setattr("latency.devices.core.time.perf_counter", lambda: float(next(clock_looks)))
+    assert core._probe() == 1
+    assert (core._product == SIZE).all()
