@@ -131,18 +131,15 @@ def _chosen(
         "unpruned": network.max_widths, "uniform": uniform, "random search": drawn.widths,
         "MetaPruning by MACs": counted.widths, "MetaPruning by latency": guided.widths,
     }  # fmt: skip
-    subval = {
-        "random search": drawn.accuracy, "MetaPruning by MACs": counted.accuracy, "MetaPruning by latency": guided.accuracy
-    }  # fmt: skip
+    scores = [evaluate(np.array(widths)) for widths in chosen.values()]
     latency_ms = measured_ms(experiment.device, network, np.array(list(chosen.values())))
     rows = [
         {
             "network": network.name, "percent": percent, "budget_ms": limit, "how": how, "measured_ms": float(ms),
             "macs": network.macs(np.array(widths)), "params": network.params(np.array(widths)),
-            "widths": [int(width) for width in widths],
-            "subval_accuracy": subval[how] if how in subval else evaluate(np.array(widths)).accuracy,
+            "widths": [int(width) for width in widths], "subval_accuracy": score.accuracy, "subval_loss": score.loss,
         }
-        for (how, widths), ms in zip(chosen.items(), latency_ms, strict=True)
+        for (how, widths), score, ms in zip(chosen.items(), scores, latency_ms, strict=True)
     ]  # fmt: skip
     write_json(path, {"rows": rows})
     return rows
