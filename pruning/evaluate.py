@@ -92,6 +92,11 @@ def balanced(labels: Tensor, count: int) -> Tensor:
     return order[torch.argsort(turn, stable=True)][:count]
 
 
+def calibration_images(data: Dataset, count: int = RECALIBRATION_IMAGES) -> Tensor:
+    """Normalised training images [count, C, H, W] that show all classes alike, for BN statistics."""
+    return data.normalised(data.train.pixels[balanced(data.train.labels, count)])
+
+
 class StructureEvaluator:
     """Scores of a PruningNet's structures, all on the same sub-validation images.
 
@@ -101,7 +106,7 @@ class StructureEvaluator:
     def __init__(self, supernet: PruningNet, data: Dataset, images: int = RECALIBRATION_IMAGES) -> None:
         self.supernet = supernet
         self.data = data
-        self._calibration = data.normalised(data.train.pixels[balanced(data.train.labels, images)])
+        self._calibration = calibration_images(data, images)
         self._parts = [(data.normalised(part.pixels), part.labels) for part in batches(data.subval, BATCH)]
 
     @property

@@ -20,6 +20,7 @@ from pruning.data import Dataset
 from pruning.extract import extract
 from pruning.fit import Progress, Recipe, fit
 from pruning.initialise import initialise, restore_scale
+from pruning.normalise import gains_bn, normalised
 from pruning.pruningnet import PruningNet
 from pruning.workers import Workers
 
@@ -64,7 +65,9 @@ def all_structures(network: Network) -> Structures:
 
 
 def new_pruningnet(network: Network, supernet: Supernet, seed: int, weights: Mapping[str, Tensor] | None = None) -> PruningNet:
-    """A fresh PruningNet, drawn from `seed` without touching the global generator, or one that starts from `weights`."""
+    """A fresh PruningNet, drawn from `seed` without touching the global generator, or one that starts from `weights`, those of
+    the `normalised` network."""
+    network = normalised(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         start = new_structure(network, np.array(network.max_widths), seed, weights)
@@ -77,8 +80,9 @@ def new_pruningnet(network: Network, supernet: Supernet, seed: int, weights: Map
 def new_structure(
     network: Network, widths: np.ndarray, seed: int, weights: Mapping[str, Tensor] | None = None
 ) -> fx.GraphModule:
-    """A structure int64[L] to be trained: drawn from `seed`, or sliced from `weights` of the unpruned network."""
-    structure = extract(network, widths, weights)
+    """A structure int64[L] to be trained: drawn from `seed`, or sliced from `weights` of the unpruned network; in its
+    `normalised` form."""
+    structure = extract(normalised(network), widths, weights)
     if weights is None:
         initialise(structure, seed)
     return structure
@@ -201,7 +205,7 @@ def _identity(kind: str, network: Network, data: Dataset, recipe: Recipe, seed: 
     """What a checkpoint belongs to; two runs with equal identities take the same steps."""
     return {
         "kind": kind,
-        "network": f"{network.name} {network.signature}",
+        "network": f"{network.name} {network.signature}{' with BN' * gains_bn(network)}",
         "data": f"{data.name}, {len(data.train)} images of {data.size} pixels",
         "recipe": asdict(recipe),
         "seed": seed,

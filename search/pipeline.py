@@ -22,10 +22,11 @@ from latency.devices import Device
 from latency.network import Network
 from latency.predictor import LatencyPredictor
 from pruning.data import Dataset, load_data
-from pruning.evaluate import StructureEvaluator
+from pruning.evaluate import CALIBRATION_BATCH, StructureEvaluator, calibration_images
 from pruning.fit import Recipe, training_steps
 from pruning.hardware import compute_device
 from pruning.networks import load
+from pruning.normalise import gains_bn, trained_weights
 from pruning.pretrained import digest, load_weights
 from pruning.pruningnet import PruningNet
 from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
@@ -133,7 +134,9 @@ def _context(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> _Co
     )
     if kept:
         reporter.say(f"starting from '{config.weights}', but for {' and '.join(kept)}, which differ in shape")
-    weights = network.module.state_dict() if config.weights else None
+    if gains_bn(network):
+        reporter.say("its convolutions have BN while they are trained, folded into them when exported")
+    weights = trained_weights(network, calibration_images(data, CALIBRATION_BATCH).cpu()) if config.weights else None
     return _Context(config, out, reporter, device, data, module, network, weights)
 
 

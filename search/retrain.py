@@ -19,6 +19,7 @@ from pruning.evaluate import accuracy
 from pruning.export import exported_accuracy, program_bytes, structure_onnx
 from pruning.extract import in_own_class
 from pruning.fit import Recipe, training_steps
+from pruning.normalise import folded
 from pruning.pruningnet import PruningNet
 from pruning.train import continued_structure, new_structure, train_structure
 from search.progress import Reporter, training_note
@@ -90,7 +91,7 @@ def trained(
 def exported(job: Job, device: Device, structure: nn.Module, row: Mapping[str, Any]) -> dict[str, Any]:
     """Write ONNX, PyTorch program and weights; load the ONNX file again, and see that it is as accurate and as fast."""
     label, out, shape = row["label"], job.out, job.network.input_shape
-    structure = structure.cpu()
+    structure = folded(structure.cpu())
     model = structure_onnx(structure, shape)
     own = in_own_class(job.module, structure, shape)
     weights = {name: tensor.contiguous() for name, tensor in structure.state_dict().items()}

@@ -86,3 +86,18 @@ class Mixed(nn.Module):
 
 def mixed(num_classes: int = 10) -> nn.Module:
     return Mixed(num_classes)
+
+
+class Plain(nn.Sequential):
+    """No BN; convolutions with and without biases."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(
+            nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1, bias=False), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Conv2d(64, 128, 3, 2, 1), nn.ReLU(),
+            nn.Conv2d(128, 128, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, num_classes),
+        )  # fmt: skip
+
+
+def plain(num_classes: int = 10) -> nn.Module:
+    return Plain(num_classes)
