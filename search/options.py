@@ -27,6 +27,10 @@ Align = Annotated[int | None, Option(min=1, help="Widths in multiples of this (d
 DataName = Annotated[str, Option(help="digits, cifar10, or a folder of images or *train.npz and *test.npz.")]
 ImageSize = Annotated[int | None, Option(help="Side of the images in pixels (default 32; image folders 224).")]
 TrainingImages = Annotated[int | None, Option(min=100, help="Training images (default: all).")]
+Weights = Annotated[
+    str | None, Option(help="Trained weights to start from: a state dict's file, or torchvision's, such as DEFAULT.")
+]
+Pareto = Annotated[bool, Option("--pareto", help="Find networks all along the front of accuracy against latency.")]
 RecipeName = Annotated[str, Option(help="How PruningNet is trained: focused (within the budget), paper, light or sandwich.")]
 FromScratch = Annotated[
     bool,

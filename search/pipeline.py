@@ -7,69 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
-from latency import open_device, trace
-from latency.alignment import alignment_of
-from latency.devices import Device
-from latency.network import Network
-from latency.predictor import LatencyPredictor
-from pruning.data import Dataset, load_data
-from pruning.evaluate import CALIBRATION_BATCH, StructureEvaluator, calibration_images
-from pruning.fit import Recipe, training_steps
-from pruning.hardware import compute_device
-from pruning.networks import load
-from pruning.normalise import gains_bn, trained_weights
-from pruning.pretrained import digest, load_weights
+from pruning.evaluate import StructureEvaluator
+from pruning.fit import Recipe
 from pruning.pruningnet import PruningNet
-from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
 from search.budget import Budget, show_amount
 from search.config import RunConfig
+from search.context import Context
 from search.feasible import ROUNDING, FeasibleSet, unpruned_amounts
 from search.finalists import FINALISTS, Finish, finish, measured_front
-from search.focus import trained_on
 from search.genetic import Candidate, Evolution, evolve
-from search.measured import quick_table, unpruned_ms
 from search.pareto import front
-from search.progress import Reporter, read_log, search_note, training_note
+from search.progress import Reporter, read_log, search_note
 from search.report import OutputError, read_json, result_table, versions, write_file, write_json
 from search.retrain import Job, Start, exported, trained
 from search.uniform import uniform_within
-
-
-@dataclass(frozen=True)
-class _Context:
-    """What all stages share. `weights` are those to start from, None to draw them from the seed."""
-
-    config: RunConfig
-    out: Path
-    reporter: Reporter
-    device: Device
-    data: Dataset
-    module: nn.Module
-    network: Network
-    weights: Mapping[str, Tensor] | None
-
-    @cached_property
-    def unpruned_ms(self) -> float:
-        return unpruned_ms(self.device, self.network, self.out)
-
-    @cached_property
-    def weights_digest(self) -> str:
-        return "" if self.weights is None else digest(self.weights)
-
-    def job(self, pruningnet: PruningNet) -> Job:
-        """How the networks of this run are trained and exported."""
-        config, recipe = self.config, Recipe(self.config.epochs, self.config.train_batch, self.config.lr)
-        start = Start(self.network, config.seed, self.weights, None if config.from_scratch else pruningnet)
-        return Job(self.module, self.network, self.data, recipe, config.seed, start, self.out, self.reporter)
 
 
 def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str, Any]:
@@ -82,12 +41,11 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
         MillipruneError: any of them; what is finished stays in `out` and is used next time.
     """
     budgets = config.budgets()
-    context = _context(config, out, lut, reporter)
+    context = Context.of(config, out, lut, reporter)
     _claim(context)
-    predictor = LatencyPredictor(quick_table(context.device, context.network, lut, reporter))
-    feasible = _feasible(context, budgets, predictor)
-    pruningnet = _pruningnet(context, feasible)
-    predict = partial(predictor.predict_widths, context.network)
+    feasible = _feasible(context, budgets)
+    pruningnet, _ = context.pruningnet(out.parent / "pruningnets", feasible)
+    predict = partial(context.predictor.predict_widths, context.network)
     candidates = _search(context, feasible, pruningnet, predict)
     networks, chosen = (_front if config.pareto else _winner)(context, pruningnet, candidates, feasible, predict)
     result = {
@@ -96,7 +54,7 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
         "networks": networks,
         **chosen,
         "search": {"evaluations": len(candidates), "front": _front_seen(candidates, predict)},
-        "kernels": _kernels(context, predictor, networks),
+        "kernels": _kernels(context, networks),
         "normalisation": {"mean": context.data.mean.tolist(), "std": context.data.std.tolist()},
         "config": config.recorded(),
         "device": context.device.fingerprint(),
@@ -107,7 +65,7 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
     return result
 
 
-def _report(context: _Context, result: dict[str, Any]) -> None:
+def _report(context: Context, result: dict[str, Any]) -> None:
     from search.page import page
 
     out, say = context.out, context.reporter.say
@@ -119,28 +77,7 @@ def _report(context: _Context, result: dict[str, Any]) -> None:
     say(f"report: {out / 'report.html'}; beside it result.json, and the networks as .onnx, .pt2 and .safetensors")
 
 
-def _context(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> _Context:
-    device = open_device(config.device, threads=config.threads, precision=config.precision, lut=lut)
-    data = load_data(config.data, config.image_size).to(compute_device())
-    module = load(config.network, data.classes)
-    kept = load_weights(module, config.network, config.weights) if config.weights else ()
-    shape = (config.batch, 3, data.size, data.size)
-    align = config.align or alignment_of(device, lut)
-    network = trace(module, shape, align=align, name=config.network)
-    reporter.say(
-        f"{network.name}: {len(network.genes)} genes in multiples of {align}, "
-        f"{show_amount(network.macs(network.max_widths), 'macs')} MACs; "
-        f"{data.name}: {len(data.train)} training images of {data.size} pixels, {data.classes} classes"
-    )
-    if kept:
-        reporter.say(f"starting from '{config.weights}', but for {' and '.join(kept)}, which differ in shape")
-    if gains_bn(network):
-        reporter.say("its convolutions have BN while they are trained, folded into them when exported")
-    weights = trained_weights(network, calibration_images(data, CALIBRATION_BATCH).cpu()) if config.weights else None
-    return _Context(config, out, reporter, device, data, module, network, weights)
-
-
-def _claim(context: _Context) -> None:
+def _claim(context: Context) -> None:
     """Write the run's configuration into its folder, or see that it is the same as what began there."""
     path, given = context.out / "run.json", context.config.recorded()
     if context.weights is not None:
@@ -157,11 +94,11 @@ def _claim(context: _Context) -> None:
     context.reporter.log = context.out / "log.jsonl"
 
 
-def _feasible(context: _Context, budgets: dict[str, Budget], predictor: LatencyPredictor) -> FeasibleSet:
+def _feasible(context: Context, budgets: dict[str, Budget]) -> FeasibleSet:
     """The structures within the budgets; says what they are, and whether they bind."""
-    unpruned = unpruned_amounts(context.network, context.unpruned_ms)
-    feasible = FeasibleSet.within(context.network, budgets, predictor, context.unpruned_ms)
+    feasible = FeasibleSet.within(context.network, budgets, context.predictor, context.unpruned_ms)
     feasible.smallest()
+    unpruned = unpruned_amounts(context.network, context.unpruned_ms)
     for quantity, (_, high) in feasible.bounds().items():
         context.reporter.say(
             f"budget: {quantity} {show_amount(high, quantity)}; unpruned {show_amount(unpruned[quantity], quantity)}"
@@ -172,23 +109,8 @@ def _feasible(context: _Context, budgets: dict[str, Budget], predictor: LatencyP
     return feasible
 
 
-def _pruningnet(context: _Context, feasible: FeasibleSet) -> PruningNet:
-    config, network, data, seed = context.config, context.network, context.data, context.config.seed
-    recipe, supernet = Recipe(config.pruningnet_epochs, config.train_batch, config.lr), SUPERNETS[config.recipe]
-    pruningnet = new_pruningnet(network, supernet, seed, context.weights).to(compute_device())
-    structures = trained_on(supernet, feasible, context.device, front=config.pareto)
-    folder = context.out.parent / "pruningnets"
-    path = pruningnet_path(folder, network, supernet, data, recipe, seed, context.weights_digest, structures)
-    with context.reporter.bar("training PruningNet", training_steps(data, recipe)) as update:
-        train_pruningnet(
-            pruningnet, supernet, data, recipe, seed=seed, checkpoint=path,
-            progress=partial(training_note, update), structures=structures,
-        )  # fmt: skip
-    return pruningnet
-
-
 def _search(
-    context: _Context, feasible: FeasibleSet, pruningnet: PruningNet, predict: Callable[[np.ndarray], np.ndarray]
+    context: Context, feasible: FeasibleSet, pruningnet: PruningNet, predict: Callable[[np.ndarray], np.ndarray]
 ) -> list[Candidate]:
     config = context.config
     evolution = Evolution(config.population, config.generations)
@@ -217,8 +139,16 @@ def _front_seen(candidates: list[Candidate], predict: Callable[[np.ndarray], np.
     ]
 
 
+def _job(context: Context, pruningnet: PruningNet) -> Job:
+    """How the networks of this run are trained and exported."""
+    config, network = context.config, context.network
+    recipe = Recipe(config.epochs, config.train_batch, config.lr)
+    start = Start(network, config.seed, context.weights, None if config.from_scratch else pruningnet)
+    return Job(context.module, network, context.data, recipe, config.seed, start, context.out, context.reporter)
+
+
 def _winner(
-    context: _Context,
+    context: Context,
     pruningnet: PruningNet,
     candidates: list[Candidate],
     feasible: FeasibleSet,
@@ -227,7 +157,7 @@ def _winner(
     """Rows of the unpruned network, the uniform one and the winner, trained by one recipe; and how it was chosen."""
     chosen = _finish(context, candidates, feasible, predict)
     unpruned_ms, winner_ms, uniform_ms = chosen.predicted_ms
-    job = context.job(pruningnet)
+    job = _job(context, pruningnet)
     teacher, unpruned = trained(job, "unpruned", context.network.max_widths, chosen.unpruned_ms, unpruned_ms)
     job = job.taught_by(teacher if context.config.distill else None)
     _, uniform = trained(job, "uniform", chosen.uniform, chosen.uniform_ms, uniform_ms)
@@ -237,7 +167,7 @@ def _winner(
 
 
 def _finish(
-    context: _Context, candidates: list[Candidate], feasible: FeasibleSet, predict: Callable[[np.ndarray], np.ndarray]
+    context: Context, candidates: list[Candidate], feasible: FeasibleSet, predict: Callable[[np.ndarray], np.ndarray]
 ) -> Finish:
     path = context.out / "finish.json"
     if path.exists():
@@ -251,7 +181,7 @@ def _finish(
 
 
 def _front(
-    context: _Context,
+    context: Context,
     pruningnet: PruningNet,
     candidates: list[Candidate],
     feasible: FeasibleSet,
@@ -266,7 +196,7 @@ def _front(
         write_json(path, {"finalists": [asdict(member) for member in members]})
     finalists = read_json(path)["finalists"]
     full = np.array(context.network.max_widths)
-    job = context.job(pruningnet)
+    job = _job(context, pruningnet)
     teacher, unpruned = trained(job, "unpruned", tuple(full), context.unpruned_ms, float(predict(full[None])[0]))
     job = job.taught_by(teacher if context.config.distill else None)
     rows = [unpruned]
@@ -276,7 +206,7 @@ def _front(
     return rows, {"finalists": finalists}
 
 
-def _kernels(context: _Context, predictor: LatencyPredictor, networks: list[dict[str, Any]]) -> dict[str, Any]:
+def _kernels(context: Context, networks: list[dict[str, Any]]) -> dict[str, Any]:
     """Predicted milliseconds of every kernel, of the unpruned network and of the last: both have the same graph."""
-    before, after = (predictor.predict(context.network.onnx(networks[row]["widths"])).kernels for row in (0, -1))
+    before, after = (context.predictor.predict(context.network.onnx(networks[row]["widths"])).kernels for row in (0, -1))
     return {"kernels": before["kernel"].tolist(), "unpruned_ms": before["ms"].tolist(), "pruned_ms": after["ms"].tolist()}

@@ -31,13 +31,11 @@ def main(
     precision: options.Precision = DEFAULTS.precision,
     batch: options.Batch = DEFAULTS.batch,
     align: options.Align = DEFAULTS.align,
-    weights: Annotated[
-        str | None, Option(help="Trained weights to start from: a state dict's file, or torchvision's, such as DEFAULT.")
-    ] = None,
+    weights: options.Weights = None,
     distill: Annotated[bool, Option("--distill", help="Train the pruned networks from the unpruned one's scores too.")] = False,
     recipe: options.RecipeName = DEFAULTS.recipe,
     from_scratch: options.FromScratch = False,
-    pareto: Annotated[bool, Option("--pareto", help="Find networks all along the front of accuracy against latency.")] = False,
+    pareto: options.Pareto = False,
     storage: Annotated[
         str | None, Option(help="Database for the search, to be worked on by several processes: postgresql+psycopg2://…")
     ] = None,

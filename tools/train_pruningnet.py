@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
 from latency.errors import reported_by_command
 from search import options
 from search.config import RunConfig, check_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from latency.devices import Device
-    from latency.network import Network
-    from search.budget import Budget
+    from search.context import Context
     from search.feasible import FeasibleSet
 
 Option = typer.Option
@@ -37,6 +34,8 @@ def main(
     threads: options.Threads = DEFAULTS.threads,
     precision: options.Precision = DEFAULTS.precision,
     align: options.Align = None,
+    weights: options.Weights = None,
+    pareto: options.Pareto = False,
     recipe: Annotated[
         str | None, Option(help="focused, paper, light or sandwich (default: focused with a budget, paper without).")
     ] = None,
@@ -52,67 +51,49 @@ def main(
     On several GPUs: torchrun --nproc-per-node 8 tools/train_pruningnet.py …; every process draws its own structures.
     """
     with reported_by_command():
-        from latency import open_device, trace
-        from latency.alignment import alignment_of
-        from pruning.data import load_data
+        focused = recipe == "focused" or (recipe is None and bool(latency or macs or params or pareto))
+        config = RunConfig(
+            latency, macs, params, network, data, image_size, device, threads, precision, batch, align, weights,
+            recipe=recipe or ("focused" if focused else "paper"), pareto=pareto, pruningnet_epochs=epochs,
+            train_batch=train_batch, lr=lr, seed=seed,
+        )  # fmt: skip
+        _check(config, focused)
         from pruning.evaluate import StructureEvaluator
-        from pruning.fit import Recipe, training_steps
-        from pruning.hardware import compute_device
-        from pruning.networks import load
-        from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
         from pruning.workers import Workers
-        from search.focus import trained_on
+        from search.context import Context
+        from search.progress import Reporter
 
-        budgets = RunConfig(latency, macs, params).budgets()
-        recipe = recipe or ("focused" if budgets else "paper")
-        check_recipe(recipe)
-        supernet = SUPERNETS[recipe]
         workers = Workers.joined()
-        first = workers.rank == 0
-        images = load_data(data, image_size).to(compute_device())
-        shape = (batch, 3, images.size, images.size)
-        opened = open_device(device, threads=threads, precision=precision, lut=lut)
+        if workers.rank:
+            sys.stdout = io.StringIO()  # the first speaks for all
         with workers.first_ahead():
-            align = align or alignment_of(opened, lut)
-            traced = trace(load(network, images.classes), shape, align=align, name=network)
-            structures = None
-            if supernet.focused:
-                structures = trained_on(supernet, _feasible(traced, budgets, opened, lut), opened)
-        steps = Recipe(epochs, train_batch, lr)
-        pruningnet = new_pruningnet(traced, supernet, seed).to(compute_device())
-        path = pruningnet_path(out, traced, supernet, images, steps, seed, structures=structures)
-        total = training_steps(images, steps)
-        with tqdm(total=total, desc="training PruningNet", dynamic_ncols=True, disable=not first) as meter:
-
-            def update(step: int, loss: float) -> None:
-                meter.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                meter.update(step - meter.n)
-
-            train_pruningnet(
-                pruningnet, supernet, images, steps, seed=seed, checkpoint=path, progress=update, structures=structures
-            )
-        if not first:
-            return
-        evaluate = StructureEvaluator(pruningnet, images)
-        print(f"{path}")
+            context = Context.of(config, out, lut, Reporter(quiet=workers.rank > 0))
+            feasible = _feasible(context) if focused else None
+        pruningnet, path = context.pruningnet(out, feasible)
+        evaluate, say = StructureEvaluator(pruningnet, context.data), context.reporter.say
+        say(f"{path}")
         for scale in (1.0, 0.75, 0.5, 0.25):
-            print(
-                f"  sub-validation accuracy at {scale:.2f} of all widths: {evaluate(traced.nearest_widths(scale)).accuracy:.1%}"
-            )
+            score = evaluate(context.network.nearest_widths(scale))
+            say(f"  sub-validation accuracy at {scale:.2f} of all widths: {score.accuracy:.1%}")
 
 
-def _feasible(network: Network, budgets: Mapping[str, Budget], device: Device, lut: Path) -> FeasibleSet:
-    """What a search with these budgets chooses from; a quick table is measured first where a latency needs one."""
-    from latency.predictor import LatencyPredictor
+def _check(config: RunConfig, focused: bool) -> None:
+    """Raises MillipruneError where such a PruningNet could not be found by a search."""
     from search.budget import BudgetError, check_shared
-    from search.feasible import FeasibleSet
-    from search.measured import quick_table
-    from search.progress import Reporter
 
-    if not budgets:
+    check_recipe(config.recipe)
+    budgets = config.budgets()
+    if focused and not budgets:
         raise BudgetError("--recipe focused given without a budget; expected the search's --latency, --macs or --params.")
-    check_shared(budgets, "training ahead of a search")
-    feasible = FeasibleSet.within(network, budgets, LatencyPredictor(quick_table(device, network, lut, Reporter())), math.nan)
+    if focused:
+        check_shared(budgets, "training ahead of a search")
+
+
+def _feasible(context: Context) -> FeasibleSet:
+    """What a search with these budgets chooses from; a quick table is measured first where there is none."""
+    from search.feasible import FeasibleSet
+
+    feasible = FeasibleSet.within(context.network, context.config.budgets(), context.predictor, math.nan)
     feasible.smallest()
     return feasible
 
