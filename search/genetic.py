@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from filelock import FileLock
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -272,7 +273,8 @@ def _storage(journal: Path | str) -> Any:
             return RDBStorage(journal)
     journal.parent.mkdir(parents=True, exist_ok=True)
     _drop_partial_line(journal)
-    return JournalStorage(JournalFileBackend(str(journal)))
+    lock: Any = FileLock(f"{journal}.flock")  # the system opens it when a process is killed; optuna's own locks stay shut
+    return JournalStorage(JournalFileBackend(str(journal), lock))
 
 
 def _drop_partial_line(journal: Path) -> None:

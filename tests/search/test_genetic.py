@@ -108,6 +108,28 @@ def test_a_journal_cut_off_in_the_middle_of_a_line_is_continued_from_its_whole_l
     assert run(feasible, tmp_path / "cut") == straight
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from search.genetic import _storage
+
+_storage(Path(sys.argv[1]))._backend._lock.acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_what_was_killed_while_it_wrote_its_journal_is_not_waited_for(feasible, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a run's folder is given as a relative path, as a rule
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", HOLDER, "j"], env=environment, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        holder.kill()
+    assert len(run(feasible, Path("j"))) == EVOLUTION.evaluations
+
+
 def test_a_tiny_feasible_set_ends_the_search_early_and_well(tiny_network, tmp_path) -> None:
     smallest = FeasibleSet(tiny_network, macs=1e9).network.macs_cost
     least = float(smallest.at(smallest.argmin()[None])[0])
