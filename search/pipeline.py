@@ -160,7 +160,8 @@ def _winner(
     job = _job(context, pruningnet)
     teacher, unpruned = trained(job, "unpruned", context.network.max_widths, chosen.unpruned_ms, unpruned_ms)
     job = job.taught_by(teacher if context.config.distill else None)
-    _, uniform = trained(job, "uniform", chosen.uniform, chosen.uniform_ms, uniform_ms)
+    structure, uniform = trained(job, "uniform", chosen.uniform, chosen.uniform_ms, uniform_ms)
+    uniform |= exported(job, context.device, structure, uniform)  # where it does as well, it is there to be taken
     structure, winner = trained(job, "winner", chosen.winner, chosen.winner_ms, winner_ms)
     winner |= {"subval_accuracy": chosen.accuracy, **exported(job, context.device, structure, winner)}
     return [unpruned, uniform, winner], {"finalists": [asdict(finalist) for finalist in chosen.finalists]}

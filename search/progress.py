@@ -30,7 +30,7 @@ class Update(Protocol):
 
 def training_note(update: Update, step: int, loss: float) -> None:
     """How training tells a stage of its steps."""
-    update(step, f"loss {loss:.3f}", loss)
+    update(step, f"loss {loss:.3f}" if math.isfinite(loss) else "", loss)
 
 
 def search_note(update: Update, done: int, best: Candidate | None) -> None:

@@ -60,6 +60,7 @@ def test_the_exported_network_stands_on_its_own(finished) -> None:
     session = onnxruntime.InferenceSession(str(folder / "winner.onnx"))
     scores = session.run(None, {"images": np.zeros((1, 3, 24, 24), np.float32)})
     assert scores[0].shape == (1, 10)
+    assert (folder / "uniform.onnx").exists()
     weights = load_file(folder / "winner.safetensors")
     assert weights["stem.0.weight"].shape == (widths[0], 3, 3, 3)
 
