@@ -58,7 +58,7 @@ class CpuClock:
             times += stretch
             alone += [self._core.undisturbed() and not taken] * len(stretch)
             if taken:
-                time.sleep(sum(stretch) / 1000)
+                time.sleep(min(sum(stretch), PATIENCE_MS) / 1000)  # it may have been stopped for hours
         return np.array(times), np.array(alone)
 
     def _stretch(self, runs: int) -> list[float]:

@@ -120,6 +120,16 @@ def test_long_runs_are_not_repeated_for_a_neighbour(monkeypatch) -> None:
     assert len(times) == runs.count == 3
 
 
+def test_after_a_stop_of_an_hour_a_moment_is_pause_enough(monkeypatch) -> None:
+    slept, taken = list[float](), itertools.count()
+    runs = Runs(3_600_000.0, monkeypatch)
+    monkeypatch.setattr(clock, "preemptions", lambda: next(taken))
+    monkeypatch.setattr(clock.time, "sleep", slept.append)
+    _, quiet = CpuClock(runs, Core()).times_ms(1)
+    assert not quiet.any()
+    assert slept == [clock.PATIENCE_MS / 1000]
+
+
 def test_short_runs_share_a_look_at_the_core(monkeypatch) -> None:
     core = Core(*[True] * 100)
     times, _ = CpuClock(Runs(0.01, monkeypatch), core).times_ms(50)
