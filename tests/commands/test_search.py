@@ -52,6 +52,8 @@ def test_the_main_job(finished) -> None:
     assert {"torch", "onnxruntime", "python"} <= set(result["versions"])
     for row in result["networks"]:
         assert f"{row['test_accuracy']:.2%}" in printed
+    (losses,) = re.findall(r"loss by PruningNet: (\S+), of the uniform structure (\S+)", printed)
+    assert float(losses[0]) <= float(losses[1])
 
 
 def test_the_exported_network_stands_on_its_own(finished) -> None:
