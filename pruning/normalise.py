@@ -24,7 +24,7 @@ ADDED = "_added_bn"
 
 def normalised(network: Network) -> Network:
     """The same network with BN after each convolution; itself where it has some already."""
-    if any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.module.modules()):
+    if _has_bn(network):
         return network
     module, tensors, parameters = copy.deepcopy(network.module), dict(network.tensors), list(network.parameter_names)
     outputs = {layer.name: layer.outputs for layer in network.layers}
@@ -46,7 +46,7 @@ def normalised(network: Network) -> Network:
 
 def gains_bn(network: Network) -> bool:
     """Whether BN is, or has been, added to `network` for training."""
-    return any(ADDED in name for name in normalised(network).parameter_names)
+    return not _has_bn(network) or any(ADDED in name for name in network.parameter_names)
 
 
 @torch.no_grad()
@@ -86,6 +86,10 @@ def folded(structure: nn.Module) -> nn.Module:
     structure.delete_all_unused_submodules()
     structure.recompile()
     return structure
+
+
+def _has_bn(network: Network) -> bool:
+    return any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.module.modules())
 
 
 def _added(module: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.BatchNorm2d]]:
