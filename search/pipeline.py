@@ -169,7 +169,7 @@ def _winner(
 
 
 def _say_gain(context: Context, candidates: list[Candidate], feasible: FeasibleSet) -> None:
-    """How far ahead of the uniform structure PruningNet holds the best one: next to nothing there is nothing after training."""
+    """How far ahead of the uniform structure PruningNet holds the best one: where that was 0.003, training saw no gain."""
     losses = {candidate.widths: candidate.loss for candidate in candidates}
     for widths in losses.keys() & {tuple(row) for row in uniform_within(feasible).tolist()}:
         context.reporter.say(f"loss by PruningNet: {min(losses.values()):.3f}, of the uniform structure {losses[widths]:.3f}")
