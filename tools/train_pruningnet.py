@@ -70,6 +70,8 @@ def main(
             context = Context.of(config, out, lut, Reporter(quiet=workers.rank > 0))
             feasible = _feasible(context) if focused else None
         pruningnet, path = context.pruningnet(out, feasible)
+        if workers.rank:
+            return
         evaluate, say = StructureEvaluator(pruningnet, context.data), context.reporter.say
         say(f"{path}")
         for scale in (1.0, 0.75, 0.5, 0.25):
