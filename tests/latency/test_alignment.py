@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from lawful import LawfulDevice, LawfulModel
 
 import latency
-from latency.alignment import alignment_of, probe, proposed
+from latency.alignment import WIDTHS, alignment_of, probe, proposed
 from latency.kernels import Kernel
 
 
@@ -28,6 +29,46 @@ def test_the_block_of_a_device_is_found(block: int, lawful_type) -> None:
 def test_a_finer_multiple_that_is_fast_by_chance_is_not_proposed() -> None:
     assert proposed({1: 0.7, 2: 0.0, 4: 0.3, 8: 0.04, 16: 0.0, 32: 0.0}) == 8
     assert proposed({1: 0.7, 2: 0.7, 4: 0.3, 8: 0.2, 16: 0.2, 32: 0.1}) == 32
+
+
+class Disturbed(LawfulDevice):
+    """In every probe a neighbour is beside all runs, and the models of other widths take half as long again."""
+
+    def __init__(self, *slow: tuple[int, ...]) -> None:
+        super().__init__(law=padded(8))
+        self.slow, self.loaded = slow, 0
+
+    def load(self, model: bytes) -> LawfulModel:
+        probe, index = divmod(self.loaded, len(WIDTHS))
+        self.loaded += 1
+        loaded = super().load(model)
+        loaded.total *= 1.5 if WIDTHS[index] in self.slow[min(probe, len(self.slow) - 1)] else 1.0
+        loaded.time_ms = lambda runs: (np.full(runs, loaded.total), np.full(runs, False))
+        return loaded
+
+
+@pytest.mark.parametrize(
+    ("slow", "probes"),
+    [
+        ([(112, 144)], 2),  # the same disturbance all along cannot be told from a slow width
+        ([(112, 144), ()], 3),
+        ([(112, 144), (96, 104), (128, 160)], 3),
+        ([(100,), ()], 2),
+    ],
+)
+def test_a_disturbed_probe_is_repeated_until_two_in_a_row_agree(slow, probes: int, monkeypatch) -> None:
+    monkeypatch.setattr("latency.protocol.IN_VAIN_S", 0)
+    device = Disturbed(*slow)
+    assert proposed(probe(device)) == (32 if slow == [(112, 144)] else 8)
+    assert device.loaded == probes * len(WIDTHS)
+
+
+def test_an_undisturbed_probe_is_believed_at_once(monkeypatch) -> None:
+    device = LawfulDevice(law=padded(8))
+    loaded = []
+    monkeypatch.setattr(device, "load", lambda model, load=device.load: loaded.append(model) or load(model))
+    assert proposed(probe(device)) == 8
+    assert len(loaded) == len(WIDTHS)
 
 
 def test_the_result_is_kept_beside_the_table(lawful_type, tmp_path, monkeypatch) -> None:
