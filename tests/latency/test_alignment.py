@@ -52,7 +52,7 @@ class Disturbed(LawfulDevice):
     [
         ([(112, 144)], 2),  # the same disturbance all along cannot be told from a slow width
         ([(112, 144), ()], 3),
-        ([(112, 144), (96, 104), (128, 160)], 3),
+        ([(112, 144), (104, 120, 136, 152), (112, 144)], 3),
         ([(100,), ()], 2),
     ],
 )
