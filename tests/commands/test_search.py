@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 TINY = [
     "--network", "tinynet:wide", "--image-size", "24", "--population", "6", "--generations", "3",
-    "--pruningnet-epochs", "3", "--epochs", "8", "--train-batch", "32", "--quiet",
+    "--pruningnet-epochs", "3", "--epochs", "4", "--train-batch", "32", "--quiet",
 ]  # fmt: skip
 SEARCH = ["-m", "search.run", "--latency", "60%", *TINY]
 
@@ -110,7 +110,7 @@ def test_a_trained_start_and_a_teacher(finished, workplace) -> None:
     weights = {name.removeprefix("module."): torch.from_numpy(tensor) for name, tensor in state.items()}
     torch.save(weights, workplace / "trained.pth")
     options = [*SEARCH, "--weights", "trained.pth", "--distill", "--recipe", "light", "--out", "runs/pretrained"]
-    short = [{"8": "1", "3": "1"}.get(option, option) for option in options]  # epochs and generations
+    short = [{"4": "1", "3": "1"}.get(option, option) for option in options]  # epochs and generations
     supernets = set((workplace / "runs" / "pruningnets").glob("*.safetensors"))
     command(short, workplace)
     first, second = (
