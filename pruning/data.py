@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latency.errors import MillipruneError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
 
 SUBVAL_PER_CLASS = 50
 """Sub-validation images of each class (MetaPruning, section 4.1)."""
@@ -128,12 +132,12 @@ def load_data(name: str, size: int | None = None) -> Dataset:
         raise DataError(f"data '{name}' is unknown; expected digits, cifar10, or a folder with train and test images.")
     if list(folder.glob("*train.npz")):
         return _split(folder.name, *(_npz(folder, part, size or 32) for part in ("train", "test")))
-    return _split(folder.name, *(_image_folder(folder, part, size or 224) for part in ("train", "test")))
+    return _split(folder.name, *_image_folders(folder, size or 224))
 
 
 def _split(name: str, train: Images, test: Images) -> Dataset:
     """Cut the sub-validation set from the training images, at most a fifth: the same ones whatever the run's seed."""
-    classes = int(train.labels.max()) + 1
+    classes = _checked_classes(name, train, test)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     held: list[Tensor] = []
     for label in range(classes):
@@ -146,6 +150,21 @@ def _split(name: str, train: Images, test: Images) -> Dataset:
     sample = kept.pixels[:: max(1, len(kept) // 10_000)].float() / 255
     mean, std = sample.mean((0, 2, 3)), sample.std((0, 2, 3)).clamp_min(1e-3)
     return Dataset(name, classes, kept, train.subset(torch.cat(held)), test, mean, std)
+
+
+def _checked_classes(name: str, train: Images, test: Images) -> int:
+    """How many there are; raises DataError unless training images show every one twice, and test images no others."""
+    if not len(train) or not len(test):
+        raise DataError(f"data '{name}' has {len(train)} training and {len(test)} test images; expected some of both.")
+    counts = torch.bincount(train.labels)
+    if len(counts) < 2 or counts.min() < 2:
+        raise DataError(
+            f"data '{name}' has {len(counts)} classes of {counts.min()} training images and more; expected at least two "
+            "classes of two images, one of which ranks structures."
+        )
+    if test.labels.max() >= len(counts):
+        raise DataError(f"data '{name}' has test images of class {test.labels.max()}, but no training images of it.")
+    return len(counts)
 
 
 def _digits(size: int) -> tuple[Images, Images]:
@@ -191,20 +210,36 @@ def _npz(folder: Path, part: str, size: int) -> Images:
     return Images(_resized(pixels, size), torch.from_numpy(label.astype(np.int64)))
 
 
-def _image_folder(folder: Path, part: str, size: int) -> Images:
+def _image_folders(folder: Path, size: int) -> tuple[Images, Images]:
+    """Training and test images; classes are named by the training folder, in alphabetical order."""
+    train, test = _image_folder(folder, ("train",), size), _image_folder(folder, ("test", "val"), size)
+    if unknown := sorted(set(test.classes) - set(train.classes)):
+        raise DataError(
+            f"'{test.root}' holds classes that '{train.root}' lacks: {', '.join(unknown)}; expected the same names."
+        )
+    return _decoded(train, train.classes), _decoded(test, train.classes)
+
+
+def _image_folder(folder: Path, names: Sequence[str], size: int) -> ImageFolder:
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-    names = (part, "val") if part == "test" else (part,)
     found = next((folder / name for name in names if (folder / name).is_dir()), None)
     if found is None:
         raise DataError(f"'{folder}' has neither *train.npz nor a sub-folder {' or '.join(names)}/ of image folders.")
-    transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
     try:
-        pairs = list(ImageFolder(str(found), transform))
-        return Images(torch.stack([pixels for pixels, _ in pairs]), torch.tensor([label for _, label in pairs]))
-    except (OSError, RuntimeError) as error:
+        return ImageFolder(str(found), Compose([Resize(size), CenterCrop(size), PILToTensor()]))
+    except OSError as error:
         raise DataError(f"images under '{found}' cannot be read: {error}") from error
+
+
+def _decoded(images: ImageFolder, classes: Sequence[str]) -> Images:
+    numbers = torch.tensor([classes.index(name) for name in images.classes])
+    try:
+        pixels, labels = zip(*images, strict=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"images under '{images.root}' cannot be read: {error}") from error
+    return Images(torch.stack(pixels), numbers[list(labels)])
 
 
 def _resized(pixels: Tensor, size: int) -> Tensor:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from latency.errors import MillipruneError
@@ -60,7 +63,7 @@ def _conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int, groups: i
 def mobilenet_v1(num_classes: int = 1000, weights: None = None) -> nn.Module:
     """MobileNetV1. No pretrained weights are published for this definition."""
     if weights is not None:
-        raise UnknownNetwork(f"weights={weights!r} given for mobilenet_v1; only None is available.")
+        raise UnknownNetwork("nobody has published any for this definition")
     return MobileNetV1(num_classes)
 
 
@@ -99,12 +102,36 @@ def _from_function(name: str, num_classes: int) -> nn.Module:
         sys.path.insert(0, os.getcwd())  # a module beside the user, whichever way the command was started
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UnknownNetwork(f"network '{name}' cannot be imported: {error}. Check the spelling and PYTHONPATH.") from error
+    except Exception as error:  # the user's code, which may raise anything
+        raise UnknownNetwork(
+            f"network '{name}' cannot be imported: {_said(error)}. Check the spelling and PYTHONPATH."
+        ) from error
     try:
         module = function(num_classes=num_classes)
-    except TypeError as error:
-        raise UnknownNetwork(f"calling '{name}' failed: {error}; expected a function of num_classes.") from error
+    except Exception as error:
+        raise UnknownNetwork(f"calling '{name}' failed: {_said(error)}; expected a function of num_classes.") from error
     if not isinstance(module, nn.Module):
         raise UnknownNetwork(f"'{name}' returned a {type(module).__name__}; expected a torch.nn.Module.")
     return module
+
+
+def _said(error: Exception) -> str:
+    """What went wrong in somebody else's code, and where."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}, line {where.lineno})"
+
+
+def require_classifier(module: nn.Module, name: str, shape: Sequence[int], classes: int) -> None:
+    """See that `module`, which runs on images [N, C, H, W] of this `shape`, scores so many classes.
+
+    Raises:
+        UnknownNetwork: its output is no tensor [N, classes or more].
+    """
+    training = module.training
+    with torch.no_grad():
+        scores = module.eval()(torch.zeros(tuple(shape)))
+    module.train(training)
+    if not isinstance(scores, Tensor):
+        raise UnknownNetwork(f"{name} returns a {type(scores).__name__}; expected one tensor of scores [N, {classes}].")
+    if scores.ndim != 2 or scores.shape[1] < classes:
+        raise UnknownNetwork(f"{name} returns scores {list(scores.shape)}; expected [N, {classes}], one for each class.")

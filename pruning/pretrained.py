@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from latency.errors import MillipruneError
-from pruning.networks import load
+from pruning.networks import UnknownNetwork, load
 
 
 class WeightsError(MillipruneError):
@@ -75,7 +75,7 @@ def _from_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
         raise WeightsError(f"weights '{weights}' are neither a file nor torchvision's: {name} is not of torchvision.")
     try:
         return load(name, 1000, weights).state_dict()
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, UnknownNetwork) as error:
         raise WeightsError(f"weights '{weights}' are neither a file nor torchvision's of {name}: {error}.") from error
     except OSError as error:
         raise WeightsError(f"weights '{weights}' of {name} could not be downloaded: {error}.") from error

@@ -18,7 +18,7 @@ from pruning.data import Dataset, load_data
 from pruning.evaluate import CALIBRATION_BATCH, calibration_images
 from pruning.fit import Recipe, training_steps
 from pruning.hardware import compute_device
-from pruning.networks import load
+from pruning.networks import load, require_classifier
 from pruning.normalise import gains_bn, trained_weights
 from pruning.pretrained import digest, load_weights
 from pruning.pruningnet import PruningNet
@@ -56,6 +56,7 @@ class Context:
         shape = (config.batch, 3, data.size, data.size)
         align = config.align or alignment_of(device, lut)
         network = trace(module, shape, align=align, name=config.network)
+        require_classifier(module, network.name, shape, data.classes)
         reporter.say(
             f"{network.name}: {len(network.genes)} genes in multiples of {align}, "
             f"{show_amount(network.macs(network.max_widths), 'macs')} MACs; "

@@ -17,7 +17,7 @@ from latency.predictor import LatencyPredictor
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
 from pruning.fit import Recipe, training_steps
-from pruning.networks import load
+from pruning.networks import load, require_classifier
 from pruning.pruningnet import PruningNet
 from pruning.train import (
     Supernet,
@@ -51,7 +51,9 @@ class Experiment:
         """Trace the network; a quick table is measured first where there is none."""
         device, reporter = open_device(device_name, lut=lut), Reporter()
         shape = (1, 3, data.size, data.size)
-        network = trace(load(name, data.classes), shape, align=alignment_of(device, lut), name=name)
+        module = load(name, data.classes)
+        network = trace(module, shape, align=alignment_of(device, lut), name=name)
+        require_classifier(module, name, shape, data.classes)
         table = quick_table(device, network, lut, reporter)
         return cls(device, data, network, LatencyPredictor(table), runs / name.replace(":", "."), reporter)
 

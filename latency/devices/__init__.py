@@ -5,6 +5,7 @@ Backends import their libraries only when opened. Every one passes the contract 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -40,9 +41,14 @@ def open_device(name: str, *, threads: int = 1, precision: str = "fp32", lut: Pa
     """
     if name not in DEVICES:
         raise DeviceUnavailable(f"device '{name}' is unknown; expected one of: {', '.join(DEVICES)}.")
-    if threads < 1:
-        raise DeviceUnavailable(f"threads={threads} given; expected 1 or more.")
+    if not 1 <= threads <= _processors():
+        raise DeviceUnavailable(f"threads={threads} given; expected 1 to {_processors()}, the processors of this machine.")
     module, _, backend = DEVICES[name].partition(":")
     opened = getattr(import_module(f"latency.devices.{module}"), backend)
     device: Device = opened(name=name, threads=threads, precision=precision, lut=lut)
     return device
+
+
+def _processors() -> int:
+    """Those that this process may use; threads beyond them only wait for each other."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

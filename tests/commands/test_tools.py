@@ -85,7 +85,8 @@ def test_what_a_busy_neighbour_does_to_a_table_is_told(workplace) -> None:
         (["--minutes", "3"], "needs --coverage adaptive"),
         (["--network", "nothing"], "is unknown"),
         (["--out", "tinynet.py"], "Choose another"),
-        (["--threads", "0"], "1 or more"),
+        (["--threads", "0"], "expected 1 to"),
+        (["--threads", "4096"], "processors of this machine"),
         (["--precision", "fp7"], "fp32"),
     ],
 )

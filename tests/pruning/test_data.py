@@ -66,16 +66,29 @@ def test_a_folder_of_npz_files(tmp_path) -> None:
         assert abs(float(image.float().mean()) - 20 * int(label)) < 3
 
 
+def write_images(folder: Path, count: int, *labels: str) -> None:
+    for label in labels:
+        (folder / label).mkdir(parents=True)
+        for index in range(count):
+            colour = (250, 0, 0) if label == "dog" else (0, 0, 250)
+            Image.new("RGB", (40, 30), colour).save(folder / label / f"{index}.png")
+
+
 def test_a_folder_of_image_folders(tmp_path) -> None:
-    for part in ("train", "val"):
-        for label in ("cat", "dog"):
-            (tmp_path / part / label).mkdir(parents=True)
-            for index in range(5):
-                colour = (250, 0, 0) if label == "dog" else (0, 0, 250)
-                Image.new("RGB", (40, 30), colour).save(tmp_path / part / label / f"{index}.png")
+    write_images(tmp_path / "train", 5, "cat", "dog")
+    write_images(tmp_path / "val", 5, "cat", "dog")
     data = load_data(str(tmp_path), 24)
     assert (len(data.train), len(data.subval), len(data.test), data.size) == (8, 2, 10, 24)
     assert (data.test.pixels[:, 0].float().mean((1, 2)) > 128).long().tolist() == data.test.labels.tolist()
+
+
+def test_classes_are_told_by_the_names_of_their_folders(tmp_path) -> None:
+    write_images(tmp_path / "train", 5, "cat", "dog")
+    write_images(tmp_path / "test", 2, "dog")
+    assert load_data(str(tmp_path), 24).test.labels.tolist() == [1, 1]
+    write_images(tmp_path / "test", 2, "fish")
+    with pytest.raises(DataError, match="lacks: fish"):
+        load_data(str(tmp_path), 24)
 
 
 @pytest.mark.skipif(not (SHARED / "cifar10_test.npz").exists(), reason="CIFAR-10 is not in ../shared/data")
@@ -105,6 +118,15 @@ def test_broken_and_incomplete_folders(tmp_path) -> None:
         load_data(str(tmp_path))
     write_npz(tmp_path / "x_train.npz", 20, np.arange(20) % 10)
     with pytest.raises(DataError, match=r"0 files named \*test.npz"):
+        load_data(str(tmp_path))
+    write_npz(tmp_path / "x_test.npz", 20, np.arange(20) % 12)
+    with pytest.raises(DataError, match="test images of class 11"):
+        load_data(str(tmp_path))
+    write_npz(tmp_path / "x_train.npz", 20, np.arange(20) % 19)
+    with pytest.raises(DataError, match="at least two"):
+        load_data(str(tmp_path))
+    write_npz(tmp_path / "x_train.npz", 20, np.arange(20) % 2 * 2)  # none of class 1
+    with pytest.raises(DataError, match="at least two"):
         load_data(str(tmp_path))
     with pytest.raises(DataError, match="at least 8"):
         load_data("digits", 4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pruning.networks import UnknownNetwork, load
+from pruning.networks import UnknownNetwork, load, require_classifier
 
 
 def test_mobilenet_v1_is_the_papers() -> None:
@@ -21,3 +21,32 @@ def test_networks_by_name(name: str) -> None:
 def test_unknown_networks_are_one_clear_error(name: str) -> None:
     with pytest.raises(UnknownNetwork, match=r"network|returned|calling"):
         load(name)
+
+
+def test_somebody_elses_code_that_raises_is_one_error_that_says_where(tmp_path, monkeypatch) -> None:
+    (tmp_path / "theirs.py").write_text("def bad(num_classes):\n    return {}['stem']\n")
+    (tmp_path / "spoilt.py").write_text("def bad(num_classes:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownNetwork, match=r"KeyError: 'stem' \(theirs.py, line 2\)"):
+        load("theirs:bad")
+    with pytest.raises(UnknownNetwork, match="SyntaxError"):
+        load("spoilt:bad")
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (torch.nn.Flatten(), None),
+        (torch.nn.Identity(), "scores"),
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), "one for each class"),
+        (torch.nn.RNN(2, 8), "returns a tuple"),
+    ],
+)
+def test_a_classifier_gives_one_score_for_each_class(module: torch.nn.Module, said: str | None) -> None:
+    shape = (1, 3, 2, 2) if not isinstance(module, torch.nn.RNN) else (3, 2, 2)
+    if said is None:
+        require_classifier(module, "net", shape, 4)
+        assert module.training
+    else:
+        with pytest.raises(UnknownNetwork, match=said):
+            require_classifier(module, "net", shape, 4)
