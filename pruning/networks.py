@@ -116,9 +116,10 @@ def _from_function(name: str, num_classes: int) -> nn.Module:
 
 
 def _said(error: Exception) -> str:
-    """What went wrong in somebody else's code, and where."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}, line {where.lineno})"
+    """What went wrong, and where in somebody else's code."""
+    theirs = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]
+    where = f" ({os.path.basename(theirs[-1].filename)}, line {theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def require_classifier(module: nn.Module, name: str, shape: Sequence[int], classes: int) -> None:
