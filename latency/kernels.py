@@ -109,7 +109,8 @@ def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         stated = [*inferred.input, *inferred.value_info, *inferred.output]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    return shapes | {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in stated}
+    known = [value for value in stated if value.type.tensor_type.HasField("shape")]
+    return shapes | {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in known}
 
 
 class _Shapes:
@@ -123,8 +124,9 @@ class _Shapes:
     def sizes(self, name: str) -> tuple[int, int, int, int]:
         """(batch, channels, height, width) of a value; trailing axes beyond these are counted into the height."""
         shape = self.shapes.get(name)
-        if not shape or any(size < 1 for size in shape):
+        if shape is None or any(size < 1 for size in shape):
             raise MeasurementError(f"the model's value '{name}' has no static shape; export it with fixed input sizes.")
+        shape = shape or (1,)  # a scalar
         axis = min(self.channel_axis.get(name, 1), len(shape) - 1)
         channels = shape[axis] if len(shape) > 1 else 1
         if len(shape) == 4 and axis == 1:

@@ -74,7 +74,8 @@ def width_choices(max_width: int, align: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A traced module (see `latency.trace`). `tensors` maps each parameter and buffer to its axes."""
+    """A traced module (see `latency.trace`). `tensors` maps each parameter and buffer to its axes; `unfollowed` are the
+    operations whose channels tracing cannot follow, so that what touches them is not pruned."""
 
     name: str
     module: fx.GraphModule
@@ -84,6 +85,7 @@ class Network:
     tensors: Mapping[str, tuple[AnyAxis, ...]]
     parameter_names: tuple[str, ...]
     align: int
+    unfollowed: tuple[str, ...] = ()
 
     @cached_property
     def max_widths(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from latency.axis import AnyAxis, Axis, concatenated, kept
 from latency.errors import TraceError
-from latency.kernels import PlacedKernel, find_kernels
+from latency.kernels import PRODUCTS, PlacedKernel, find_kernels
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,10 +89,16 @@ class Template:
     @cached_property
     def kernel_axes(self) -> list[tuple[AnyAxis, AnyAxis]]:
         """Input and output channel axis of every kernel, in the order of `kernels`."""
-        return [
-            (self.channels[one.output if one.kernel.type == "concat" else one.input], self.channels[one.output])
+        ends = [
+            ((one.output if one.kernel.type == "concat" else one.input, one.kernel.cin), (one.output, one.kernel.cout))
             for one in self.kernels
         ]
+        return [(self._axis(*into), self._axis(*out)) for into, out in ends]
+
+    def _axis(self, value: str, size: int) -> AnyAxis:
+        """The channel axis of a value, which has `size` entries: axis 1, unless an operation that is not followed moved it."""
+        axis = self.channels.get(value)
+        return axis if axis is not None and axis.genes else Axis(size)
 
 
 def _add_missing_biases(graph: onnx.GraphProto) -> None:
@@ -110,9 +116,9 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     reader: dict[str, int] = {}
     for number, node in enumerate(graph.node):
-        if node.op_type not in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
+        if node.op_type not in (*PRODUCTS, "BatchNormalization", "PRelu"):
             continue
-        first = 1 if node.op_type == "BatchNormalization" else 2  # a product's weight keeps its parameter's name
+        first = 2 if node.op_type in PRODUCTS else 1  # a product's weight keeps its parameter's name
         for position, name in list(enumerate(node.input))[first:]:
             if name in tensors and reader.setdefault(name, number) != number:
                 copied = graph.initializer.add()
@@ -132,8 +138,8 @@ def _annotate(
         known = [channels[name] for name in node.input if name in channels]
         if not known:
             continue  # constants computed in the graph
-        axis = next((axis for axis in known if axis.genes), known[0])
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
+        axis = next((axis for axis in known if axis.genes), None)
+        if node.op_type in PRODUCTS and node.input[1] in dims:
             axes = tensors.get(node.input[1])
             if axes is None or tuple(a.size for a in axes) != dims[node.input[1]]:
                 raise TraceError(
@@ -143,6 +149,11 @@ def _annotate(
             sliced[node.input[1]] = axes
             sliced.update({name: axes[:1] for name in node.input[2:] if name})
             axis = axes[0]
+        elif axis is None:  # nothing that widths change: whatever it does, it stays as it is
+            channels.update({name: Axis(shapes[name][1] if len(shapes[name]) > 1 else 1) for name in node.output})
+            continue
+        elif node.op_type == "PRelu" and dims[node.input[1]][1] == axis.size:
+            sliced[node.input[1]] = (Axis(1), axis, *map(Axis, dims[node.input[1]][2:]))
         elif node.op_type == "BatchNormalization":
             sliced.update(dict.fromkeys(node.input[1:], (axis,)))
         elif node.op_type in ("Reshape", "Flatten"):

@@ -2,8 +2,9 @@
 
 The module is traced with torch.fx and run once for its shapes. Every tensor carries flows: channel variables, one
 after another along its axis 1, and how many consecutive entries belong to one channel of each. Layers make new variables,
-additions join them (union-find), concatenation lines them up, grouped convolutions let them shrink by whole groups, and
-everything else passes them on; what is left free are the genes.
+additions join them (union-find), concatenation lines them up, grouped convolutions let them shrink by whole groups,
+activations and pooling pass them on, and any operation that cannot be followed has all of its channels left to it; what is
+free in the end are the genes.
 """
 
 from __future__ import annotations
@@ -183,6 +184,10 @@ CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, to
 ADVICE = "Replace it, or keep it outside the traced module and trace the parts before and after on their own."
 
 
+class _Unfollowed(Exception):
+    """An operation whose channels cannot be followed, and may be left to it: it has no parameters."""
+
+
 class _Tracer:
     """One walk over the graph; `network` is its only public method."""
 
@@ -195,11 +200,13 @@ class _Tracer:
         self.flows: dict[fx.Node, _Flows] = {}
         self.layers: dict[str, tuple[str, _Flows | int, _Flows, int]] = {}  # name → kind, inputs, outputs, taps
         self.tensors: dict[str, tuple[_Flows | int, ...]] = {}
+        self.unfollowed: list[str] = []
         self.module_rules: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Callable[..., _Flows]], ...] = (
             (nn.Conv2d, self._conv),
             (nn.Linear, self._linear),
             (nn.BatchNorm2d, self._batchnorm),
             (nn.BatchNorm1d, self._batchnorm),
+            (nn.PReLU, self._prelu),
             (nn.Flatten, self._reshape),
             (PASSING_MODULES, self._pass),
         )
@@ -224,7 +231,8 @@ class _Tracer:
         )
         tensors = {name: tuple(axis(flow) for flow in flows) for name, flows in self.tensors.items()}
         parameters = tuple(name for name, _ in self.module.named_parameters() if name in tensors)
-        return Network(self.name, self.module, input_shape, genes, layers, tensors, parameters, align)
+        unfollowed = tuple(self.unfollowed)
+        return Network(self.name, self.module, input_shape, genes, layers, tensors, parameters, align, unfollowed)
 
     def _genes(self, align: int) -> tuple[tuple[Gene, ...], dict[int, int]]:
         variables = self.variables
@@ -247,19 +255,39 @@ class _Tracer:
             return  # sizes and other plain numbers carry no channels
         elif node.op == "get_attr":
             raise self._error(node, "uses a bare parameter or buffer", "Put it into a layer torch.nn knows.")
-        elif node.op == "call_module":
-            module = self.modules[str(node.target)]
-            rule = next((rule for kinds, rule in self.module_rules if isinstance(module, kinds)), None)
-            if rule is None:
-                raise self._error(node, f"is a {type(module).__name__}, whose channels we cannot follow", ADVICE)
-            self.flows[node] = rule(node, module)
         else:
-            self.flows[node] = self._function_rule(node)(node, None)
+            try:
+                self.flows[node] = self._followed(node)
+            except _Unfollowed as reason:
+                self.flows[node] = self._left_alone(node, str(reason))
+
+    def _followed(self, node: fx.Node) -> _Flows:
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        rule = self._function_rule(node) if module is None else self._module_rule(node, module)
+        if any(len(_shape(one)) < 2 for one in (node, *node.all_input_nodes) if one in self.flows or one is node):
+            raise _Unfollowed("works on something without channels")
+        return rule(node, module)
+
+    def _left_alone(self, node: fx.Node, what: str) -> _Flows:
+        """What goes in keeps all of its channels, and so does what comes out."""
+        for source in node.all_input_nodes:
+            self.variables.pin(self.flows.get(source, ()))
+        self.unfollowed.append(f"{self._owner(node)} {what}")
+        shape = _shape(node)
+        return (_Flow(self.variables.new(shape[1], node.name, fixed=True)),) if len(shape) > 1 else ()
 
     def _image(self, node: fx.Node) -> None:
         if self.flows:
             raise self._error(node, "is a second input", "Trace a module with one image input.")
         self.flows[node] = (_Flow(self.variables.new(_shape(node)[1], str(node.target), fixed=True)),)
+
+    def _module_rule(self, node: fx.Node, module: nn.Module) -> Callable[..., _Flows]:
+        rule = next((rule for kinds, rule in self.module_rules if isinstance(module, kinds)), None)
+        if rule is not None:
+            return rule
+        if any(True for _ in (*module.parameters(), *module.buffers())):
+            raise self._error(node, f"is a {type(module).__name__}, whose parameters we cannot prune", ADVICE)
+        raise _Unfollowed(f"is a {type(module).__name__}")
 
     def _function_rule(self, node: fx.Node) -> Callable[..., _Flows]:
         rules = (
@@ -273,7 +301,7 @@ class _Tracer:
             if node.target in functions:
                 return rule
         called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-        raise self._error(node, f"calls {called}, whose channels we cannot follow", ADVICE)
+        raise _Unfollowed(f"calls {called}")
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d) -> _Flows:
         if conv.padding_mode != "zeros":
@@ -323,15 +351,20 @@ class _Tracer:
 
     def _pass(self, node: fx.Node, module: nn.Module | None) -> _Flows:
         if _shape(node)[1] != _shape(self._source(node))[1]:
-            raise self._error(node, "changes the number of channels", ADVICE)
+            raise _Unfollowed("changes the number of channels")
         return self._input(node)
+
+    def _prelu(self, node: fx.Node, prelu: nn.PReLU) -> _Flows:
+        flows = self._input(node)
+        self.tensors[f"{node.target}.weight"] = (flows if prelu.num_parameters > 1 else 1,)
+        return flows
 
     def _join(self, node: fx.Node, module: nn.Module | None) -> _Flows:
         """Stretch by stretch; tensors whose stretches do not match keep all their channels."""
         channels, rank = _shape(node)[1], len(_shape(node))
         operands = [source for source in node.all_input_nodes if source in self.flows]
         if any(len(_shape(source)) != rank for source in operands):
-            raise self._error(node, "combines tensors of different ranks", "Make the broadcast explicit.")
+            raise _Unfollowed("combines tensors of different ranks")
         first, *others = [self.flows[source] for source in operands if _shape(source)[1] == channels]
         for other in others:
             if self._layout(first) == self._layout(other):
@@ -347,7 +380,7 @@ class _Tracer:
     def _concatenate(self, node: fx.Node, module: nn.Module | None) -> _Flows:
         dim: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if dim % len(_shape(node)) != 1:
-            raise self._error(node, f"concatenates along axis {dim}", "Only channels (axis 1) can be concatenated.")
+            raise _Unfollowed(f"concatenates along axis {dim}")
         tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
         return tuple(flow for tensor in tensors for flow in self.flows[tensor])
 
@@ -356,7 +389,7 @@ class _Tracer:
         dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         dims = (dims,) if isinstance(dims, int) else dims
         if not dims or any(dim % len(before) < 2 for dim in dims) or after[:2] != before[:2]:
-            raise self._error(node, "reduces over the batch or the channels", "Reduce over height and width only.")
+            raise _Unfollowed("reduces over the batch or the channels")
         return self._input(node)
 
     def _reshape(self, node: fx.Node, module: nn.Module | None) -> _Flows:
@@ -369,10 +402,7 @@ class _Tracer:
             self._rewrite(node, operator.getitem, (slice(None), slice(None), None, None))
             return flows
         if after[:1] != before[:1] or (len(after) != 2 and not (len(after) == 3 and after[1] == before[1])):
-            raise self._error(
-                node, f"reshapes {before} to {after}, which mixes channels with other axes",
-                "Only flattening to (batch, features) or (batch, channels, positions) can be followed.",
-            )  # fmt: skip
+            raise _Unfollowed(f"reshapes {before} to {after}")
         if node.op != "call_module":
             self._rewrite(node, torch.flatten, len(after) - 1)
         times = after[1] // before[1]
@@ -411,9 +441,12 @@ class _Tracer:
         return self.flows[self._source(node)]
 
     def _error(self, node: fx.Node, what: str, advice: str) -> TraceError:
+        return TraceError(f"{self.name}: {self._owner(node)} {what}. {advice}")
+
+    def _owner(self, node: fx.Node) -> str:
         stack = node.meta.get("nn_module_stack")
         owner = str(node.target) if node.op == "call_module" else (next(reversed(stack)) if stack else "forward()")
-        return TraceError(f"{self.name}: layer '{owner}' (operation '{node.name}') {what}. {advice}")
+        return f"layer '{owner}' (operation '{node.name}')"
 
 
 def _shape(node: fx.Node) -> Any:

@@ -68,6 +68,8 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
     if isinstance(module, nn.Linear):
         outputs, inputs = network.kept_shape(f"{name}.weight", widths)
         return nn.Linear(inputs, outputs, module.bias is not None)
+    if isinstance(module, nn.PReLU):
+        return nn.PReLU(*network.kept_shape(f"{name}.weight", widths))
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         kept = (network.kept_shape(tensor, widths)[0] for tensor in network.tensors if tensor.rpartition(".")[0] == name)
         channels = next(kept, module.num_features)

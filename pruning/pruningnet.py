@@ -112,6 +112,9 @@ class _Structure(fx.Interpreter):
         if isinstance(module, nn.Linear):
             assert weight is not None
             return F.linear(args[0], weight, bias)
+        if isinstance(module, nn.PReLU):
+            assert weight is not None
+            return F.prelu(args[0], weight)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=module.eps)
         return super().call_module(target, args, kwargs)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from latency import open_device, trace
 from latency.alignment import alignment_of
 from latency.devices import Device
+from latency.errors import TraceError
 from latency.network import Network
 from latency.predictor import LatencyPredictor
 from pruning.data import Dataset, load_data
@@ -62,6 +63,13 @@ class Context:
             f"{show_amount(network.macs(network.max_widths), 'macs')} MACs; "
             f"{data.name}: {len(data.train)} training images of {data.size} pixels, {data.classes} classes"
         )
+        if network.unfollowed:
+            reporter.say(
+                f"channels that meet an operation that cannot be followed are kept ({len(network.unfollowed)} of them; "
+                f"{network.unfollowed[0]}, for one)"
+            )
+        if not network.genes:
+            raise TraceError(f"{network.name} has no channels to prune: every layer meets something that keeps them.")
         if gains_bn(network):
             reporter.say("its convolutions have BN while they are trained, folded into them when exported")
         if kept:

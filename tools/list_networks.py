@@ -44,7 +44,8 @@ def _traces(name: str) -> bool:
     except MillipruneError as error:
         print(f"no   {name:22} {error}", flush=True)
         return False
-    print(f"yes  {name:22} {len(network.genes)} genes, {len(network.layers)} layers", flush=True)
+    kept = f"; {len(network.unfollowed)} operations keep their channels" if network.unfollowed else ""
+    print(f"yes  {name:22} {len(network.genes)} genes, {len(network.layers)} layers{kept}", flush=True)
     return True
 
 

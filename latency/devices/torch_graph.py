@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,8 +32,9 @@ def torch_module(model: onnx.ModelProto) -> tuple[fx.GraphModule, dict[str, str]
     for node in model.graph.node:
         inputs = tuple(known[name] if name else None for name in node.input)
         computed = graph.call_function(_operation(node), inputs, _attributes(node))
-        known[node.output[0]] = computed
-        names[computed.name] = node.output[0]
+        outputs = _outputs(graph, node, computed)
+        known |= outputs
+        names |= {computed.name: node.output[0]} | {one.name: output for output, one in outputs.items()}
     graph.output(tuple(known[value.name] for value in model.graph.output))
     return fx.GraphModule(root, graph).eval(), names
 
@@ -46,6 +48,13 @@ def _initializer(root: nn.Module, graph: fx.Graph, name: str, tensor: onnx.Tenso
         return array.item()
     root.register_buffer(name, torch.from_numpy(array.copy()))
     return graph.get_attr(name)
+
+
+def _outputs(graph: fx.Graph, node: onnx.NodeProto, computed: fx.Node) -> dict[str, fx.Node]:
+    """Graph nodes of a node's outputs, by name: `computed` itself, or what it holds where there are several."""
+    if len(node.output) == 1:
+        return {node.output[0]: computed}
+    return {name: graph.call_function(operator.getitem, (computed, place)) for place, name in enumerate(node.output)}
 
 
 def _operation(node: onnx.NodeProto) -> Callable[..., Any]:
@@ -148,6 +157,10 @@ def _concat(*parts: Tensor, axis: int) -> Tensor:
     return torch.cat(parts, axis)
 
 
+def _split(x: Tensor, sizes: Ints | None = None, *, axis: int = 0, num_outputs: int = 1) -> tuple[Tensor, ...]:
+    return x.split(list(sizes) if sizes else -(-x.shape[axis] // num_outputs), axis)
+
+
 def _gather(x: Tensor, indices: Any, *, axis: int = 0) -> Tensor:
     if isinstance(indices, int):
         return x.select(axis, indices)
@@ -192,7 +205,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Sigmoid": torch.sigmoid, "HardSigmoid": _hardsigmoid, "HardSwish": F.hardswish, "Tanh": torch.tanh,
     "Softplus": F.softplus, "Softmax": _softmax, "Erf": torch.erf, "Sqrt": torch.sqrt, "Abs": torch.abs, "Neg": torch.neg,
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Where": torch.where,
-    "Concat": _concat, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose,
+    "Concat": _concat, "Split": _split, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose,
     "Gather": _gather, "GatherND": _gathernd, "Identity": _same, "Dropout": _same,
 }  # fmt: skip
 """What the ONNX files of traced convolutional networks consist of."""

@@ -1,6 +1,7 @@
 """Tracing: genes against counts worked out by hand, costs against a plain count over the sliced module."""
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ GENES = {
     "efficientnet_b0": 40,
     "squeezenet1_1": 1 + 8 * 3,  # stem, three in each fire module
     "densenet121": 1 + 58 * 2 + 3,  # stem, two in each dense layer, transitions
+    "shufflenet_v2_x0_5": 1 + 16 + 1,  # stem, one inside each unit: what is shuffled keeps its channels; last feature
     "resnext50_32x4d": 1 + 4 + 16,  # stem, stages, one inside each block: its grouped convolution joins two widths
 }
 
@@ -127,6 +129,7 @@ class Branches(nn.Module):
         self.second = nn.Conv2d(8, 8, 3, padding=1)
         self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
         self.norm = nn.GroupNorm(2, 8)
+        self.prelu = nn.PReLU(8)
         self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
         self.linear = nn.Linear(8, 4)
         self.tail = tail
@@ -138,17 +141,12 @@ class Branches(nn.Module):
 @pytest.mark.parametrize(
     ("tail", "named"),
     [
-        (lambda m, x: torch.cat([x, m.second(x)], 2), "axis 2"),
-        (lambda m, x: x.chunk(2, 1)[0], "chunk"),
-        (lambda m, x: x.view(1, 2, 4, 16, 16).transpose(1, 2).flatten(1, 2), "reshapes"),
         (lambda m, x: m.norm(x), "'norm'"),
         (lambda m, x: x * m.scale, "parameter"),
         (lambda m, x: m.second(m.second(x)), "'second'"),
         (lambda m, x: m.circular(x), "'circular'"),
-        (lambda m, x: x.mean(1), "mean"),
-        (lambda m, x: m.linear(x.permute(0, 2, 3, 1)), "permute"),
+        (lambda m, x: m.linear(x.permute(0, 2, 3, 1)), "4 axes"),
         (lambda m, x: x if x.sum() > 0 else -x, "control flow"),
-        (lambda m, x: F.pixel_shuffle(x, 2), "pixel_shuffle"),
         (lambda m, x: x.flatten(1) @ torch.zeros(3, 3), "does not run"),
     ],
 )
@@ -157,7 +155,54 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         latency.trace(Branches(tail), (1, 3, 16, 16))
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "vit_b_32", "convnext_tiny"])
+@pytest.mark.parametrize(
+    ("tail", "named"),
+    [
+        (lambda m, x: torch.cat([x, m.second(x)], 2), "axis 2"),
+        (lambda m, x: m.second(torch.cat(x.chunk(2, 1)[::-1], 1)), "chunk"),
+        (lambda m, x: m.second(x.view(-1, 2, 4, 16, 16).transpose(1, 2).flatten(1, 2)), "reshapes"),
+        (lambda m, x: x.mean(1), "reduces"),
+        (lambda m, x: F.pixel_shuffle(x, 2), "pixel_shuffle"),
+        (lambda m, x: m.second(x) * torch.softmax(x, 1), "softmax"),
+        (lambda m, x: m.second(x.permute(0, 1, 3, 2)), "permute"),
+        (lambda m, x: m.second(x.flip(1)), "flip"),
+        (lambda m, x: torch.cat(x.chunk(2, 1), 1), "without channels"),
+        (lambda m, x: m.second(x) + x.mean(), "without channels"),
+    ],
+)
+def test_what_cannot_be_followed_keeps_its_channels(tail, named: str) -> None:
+    """The rest is pruned: what follows the stem still computes what ONNX Runtime does at any widths."""
+    module = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 3, 1), Branches(tail))
+    net = latency.trace(module, (1, 3, 16, 16), align=1)
+    assert named in "; ".join(net.unfollowed)
+    assert net.genes[0].name == "0"
+    assert "3.stem" not in [gene.name for gene in net.genes]
+    images = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for widths in (net.max_widths, net.min_widths):
+        structure = extract(net, np.array(widths), net.module.state_dict())
+        session = onnxruntime.InferenceSession(net.onnx(widths))
+        scores = session.run(None, {"images": images.numpy()})[0]
+        np.testing.assert_allclose(structure(images).detach(), scores, atol=1e-5)
+    torch.testing.assert_close(extract(net, net.max_widths, net.module.state_dict())(images), module.eval()(images))
+
+
+def test_slopes_of_prelu_are_pruned_with_their_channels() -> None:
+    layers = [nn.Conv2d(3, 12, 3), nn.PReLU(12), nn.Conv2d(12, 12, 3), nn.PReLU(12), nn.Conv2d(12, 8, 1), nn.PReLU()]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6), nn.PReLU(6), nn.Linear(6, 4))
+    for layer in module:
+        if isinstance(layer, nn.PReLU):
+            nn.init.uniform_(layer.weight, 0.1, 0.9)
+    net = latency.trace(module, (1, 3, 16, 16), align=1)
+    assert not net.unfollowed
+    assert net.params(net.max_widths) == sum(p.numel() for p in module.parameters())
+    images = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for widths in (net.max_widths, [5, 7, 3, 2]):
+        structure = extract(net, np.array(widths), net.module.state_dict())
+        scores = onnxruntime.InferenceSession(net.onnx(widths)).run(None, {"images": images.numpy()})[0]
+        np.testing.assert_allclose(structure(images).detach(), scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["swin_t", "vit_b_32", "convnext_tiny"])
 def test_torchvision_networks_beyond_reach_raise(name: str) -> None:
     with pytest.raises(latency.TraceError, match=r"layer '|cannot be traced"):
         latency.trace(load(name, num_classes=10), (1, 3, 224, 224))
