@@ -78,9 +78,9 @@ class RunConfig:
     @property
     def slug(self) -> str:
         """A folder name for its runs."""
-        budgets = ("pareto-" if self.pareto else "") + "-".join(
-            f"{name}{text}" for name, text in (("", self.latency), ("macs", self.macs), ("params", self.params)) if text
-        )
-        return f"{self.network.replace(':', '.')}-{Path(self.data).name}-{self.device}-{budgets}-s{self.seed}".replace(
-            "%", "pc"
-        )
+        budgets = (("", self.latency), ("macs", self.macs), ("params", self.params))
+        parts = [
+            self.network.replace(":", "."), Path(self.data).name, self.device, *(["pareto"] if self.pareto else []),
+            *(f"{name}{text}".replace("%", "pc") for name, text in budgets if text), f"s{self.seed}",
+        ]  # fmt: skip
+        return "-".join(parts)
