@@ -55,7 +55,7 @@ def tiny(num_classes: int = 10) -> nn.Module:
 
 
 class Mixed(nn.Module):
-    """Concatenations, grouped convolutions of every kind, a gate that reshapes, 1-d pooling."""
+    """Concatenations, grouped convolutions of every kind, a gate that reshapes, slopes of PReLU, a shuffle, 1-d pooling."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -65,21 +65,23 @@ class Mixed(nn.Module):
         self.left = nn.Conv2d(16, 12, 1)
         self.right = nn.Conv2d(16, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(20)
+        self.slopes = nn.PReLU(20)
         self.head = nn.Conv2d(20, 10, 1)
         self.squeeze = nn.Linear(10, 6)
         self.excite = nn.Linear(6, 10)
         self.fixed = nn.Conv2d(10, 8, 1)
+        self.shuffle = nn.ChannelShuffle(2)
         self.fewer = nn.Conv2d(8, 4, 1, groups=2)
         self.whole = nn.Conv2d(10, 12, 1)
         self.classifier = nn.Linear(12, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.doubled(self.grouped(self.stem(x)).relu())
-        x = self.head(self.norm(cat([self.left(x), self.right(x)], 1)).relu())
+        x = self.head(self.slopes(self.norm(cat([self.left(x), self.right(x)], 1))))
         batch, channels, _, _ = x.size()
         gate = self.squeeze(F.adaptive_avg_pool2d(x, 1).view(batch, channels)).relu()
         x = x * self.excite(gate).sigmoid().view(batch, channels, 1, 1)
-        fixed = self.fixed(x)
+        fixed = self.shuffle(self.fixed(x))
         x = cat([fixed, self.fewer(fixed)], 1) + self.whole(x)
         return self.classifier(F.adaptive_avg_pool1d(x.flatten(2), 1).flatten(1))
 

@@ -25,6 +25,7 @@ SIZES = {
     "googlenet": 64,
     "regnet_y_400mf": 64,
     "resnext50_32x4d": 64,
+    "shufflenet_v2_x0_5": 64,
 }
 
 

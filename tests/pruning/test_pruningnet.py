@@ -20,6 +20,7 @@ def pruningnet(net: latency.Network, generator: str = "full", hidden: int = 2) -
     [
         ("tinynet:tiny", "full"), ("tinynet:tiny", "low-rank"), ("tinynet:tiny", "shared"), ("tinynet:mixed", "full"),
         ("tinynet:mixed", "low-rank"), ("mobilenet_v2", "low-rank"), ("resnet18", "full"), ("vgg11_bn", "shared"),
+        ("shufflenet_v2_x0_5", "full"),
     ],
 )  # fmt: skip
 def test_the_generated_network_is_the_extracted_structure(name: str, generator: str, rng, random_widths) -> None:
