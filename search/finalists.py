@@ -72,18 +72,21 @@ def finish(
 ) -> Finish:
     """Choose the best candidate whose measured latency is at most `limit_ms`, twice measured.
 
-    Candidates are measured in blocks, best first. Each block corrects the predictions of the rest, so that a predictor that
-    is off costs measurements, not the budget.
+    Candidates are measured in blocks, best first. Each block corrects the predictions of the rest, and so do its members that
+    are over the budget the second time: a predictor that is off, or a machine that slows down, costs measurements, not the
+    budget.
 
     Raises:
         BudgetError: even the smallest structure is over the budget as measured.
     """
     measured: list[Finalist] = []
-    for finalist in _within(device, network, candidates, predict, limit_ms, measured):
+    over: list[float] = []  # second measurements over first predictions, of those that did not hold
+    for finalist in _within(device, network, candidates, predict, limit_ms, measured, over):
         progress(len(measured), f"{show_amount(finalist.measured_ms, 'latency')}, accuracy {finalist.accuracy:.1%}")
         result = _confirmed(device, network, finalist.widths, finalist.accuracy, predict, finalist.measured_ms, measured)
         if result.winner_ms <= limit_ms:
             return result
+        over.append(result.winner_ms / finalist.predicted_ms)
     smallest = tuple(map(int, feasible.smallest()))
     result = _confirmed(device, network, smallest, None, predict, limit_ms, measured)
     if result.winner_ms <= limit_ms:
@@ -118,8 +121,10 @@ def _within(
     predict: Predict,
     limit_ms: float,
     measured: list[Finalist],
+    over: list[float],
 ) -> Iterator[Finalist]:
-    """Those that meet the limit as measured, best first; all that are measured are added to `measured`."""
+    """Those that meet the limit as measured, best first; all that are measured are added to `measured`, and the caller adds to
+    `over` what it finds of those given."""
     waiting, correction = best(list(candidates), len(candidates)), 1.0
     while waiting:
         predicted = predict(_rows(waiting))
@@ -129,8 +134,10 @@ def _within(
         waiting = [candidate for candidate in waiting if candidate not in block]
         finalists = _measured(device, network, block, predict)
         measured += finalists
-        correction = max(correction, float(np.median([f.measured_ms / f.predicted_ms for f in finalists])))
+        over.clear()
         yield from (finalist for finalist in finalists if finalist.measured_ms <= limit_ms)
+        ratios = [finalist.measured_ms / finalist.predicted_ms for finalist in finalists]
+        correction = max(correction, *(float(np.median(some)) for some in (ratios, over) if some))
 
 
 def _measured(device: Device, network: Network, block: Sequence[Candidate], predict: Predict) -> list[Finalist]:

@@ -7,9 +7,10 @@ from latency.build import build_table
 from latency.coverage import quick_plan
 from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
+from search import finalists
 from search.budget import BudgetError
 from search.feasible import FeasibleSet
-from search.finalists import Finish, finish, measured_front
+from search.finalists import FINALISTS, Finish, finish, measured_front
 from search.genetic import Candidate
 
 
@@ -24,14 +25,16 @@ def candidate(network, widths) -> Candidate:
     return Candidate(tuple(map(int, widths)), accuracy=0.5, loss=-float(network.params(widths)) / 1e6)
 
 
-def finished(device, network, predictor, share: float) -> tuple[Finish, list[Candidate], float]:
+def finished(
+    device, network, predictor, share: float, judge=candidate, count: int = 60
+) -> tuple[Finish, list[Candidate], float]:
     def predict(structures: np.ndarray) -> np.ndarray:
         return predictor.predict_widths(network, structures)
 
     limit = share * float(predict(np.array([network.max_widths]))[0])
     feasible = FeasibleSet(network, latency_ms=limit, predictor=predictor)
-    drawn = np.unique(feasible.sample(60, np.random.default_rng(0)), axis=0)
-    candidates = [candidate(network, widths) for widths in drawn]
+    drawn = np.unique(feasible.sample(count, np.random.default_rng(0)), axis=0)
+    candidates = [judge(network, widths) for widths in drawn]
     return finish(device, network, candidates, feasible, predict, limit, lambda done, note: None), candidates, limit
 
 
@@ -56,6 +59,26 @@ def test_a_device_slower_than_predicted_costs_measurements_not_the_budget(lawful
     assert result.accuracy is not None
     assert len(result.finalists) < 60
     assert all(f.measured_ms == pytest.approx(slower * exact(lawful_type(), tiny_network, f.widths)) for f in result.finalists)
+
+
+def test_a_machine_that_slows_down_after_each_block_is_learnt_from(lawful_type, tiny_network, predictor) -> None:
+    """What meets the budget among others and misses it alone: without a lesson every candidate would be tried so."""
+
+    unpruned = tiny_network.onnx(tiny_network.max_widths)
+
+    def slow_is_good(network, widths) -> Candidate:
+        return Candidate(tuple(map(int, widths)), 0.5, -float(predictor.predict_widths(network, widths)[0]))
+
+    def measured(device, models, protocol=None, measure=finalists.measure):
+        device.link = lambda total: total * (1.15 if models[0] == unpruned else 1.0)
+        return measure(device, models, protocol)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finalists, "measure", measured)
+        result, candidates, limit = finished(lawful_type(), tiny_network, predictor, 0.7, slow_is_good, 600)
+    assert 0.8 * limit < result.winner_ms <= limit
+    assert result.accuracy is not None
+    assert len(result.finalists) <= 2 * FINALISTS < len(candidates)
 
 
 def test_when_no_candidate_fits_the_smallest_structure_is_returned(lawful_type, tiny_network, predictor) -> None:
