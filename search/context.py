@@ -16,7 +16,7 @@ from latency.errors import TraceError
 from latency.network import Network
 from latency.predictor import LatencyPredictor
 from pruning.data import Dataset, load_data
-from pruning.evaluate import CALIBRATION_BATCH, calibration_images
+from pruning.evaluate import STATISTICS_BATCH, calibration_images
 from pruning.fit import Recipe, training_steps
 from pruning.hardware import compute_device
 from pruning.networks import load, require_classifier
@@ -74,7 +74,7 @@ class Context:
             reporter.say("its convolutions have BN while they are trained, folded into them when exported")
         if kept:
             reporter.say(f"starting from '{config.weights}', but for {' and '.join(kept)}, which differ in shape")
-        weights = trained_weights(network, calibration_images(data, CALIBRATION_BATCH).cpu()) if config.weights else None
+        weights = trained_weights(network, calibration_images(data, STATISTICS_BATCH).cpu()) if config.weights else None
         return cls(config, out, lut, reporter, device, data, module, network, weights)
 
     @cached_property

@@ -90,7 +90,7 @@ def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, ki
     """Sub-validation scores of structures int64[P, L] by a PruningNet of this kind, and how sure they are."""
     import numpy as np
 
-    from pruning.evaluate import StructureEvaluator
+    from pruning.evaluate import StructureEvaluator, recalibrated_score
     from pruning.train import SUPERNETS
 
     pruningnet, seconds = experiment.pruningnet(kind, recipe, feasible)
@@ -105,9 +105,10 @@ def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, ki
         "images_per_candidate": evaluate.images,
     }
     if kind == SUPERNETS["focused"]:  # the long protocol, of the default alone
-        thoroughly = StructureEvaluator(pruningnet, experiment.data, len(experiment.data.train))
-        row |= {"images_thoroughly": thoroughly.images}
-        short, long = (np.array([(s.loss, s.accuracy) for s in some]).T for some in (scores, map(thoroughly, drawn)))
+        data, images = experiment.data, len(experiment.data.train)
+        row |= {"images_thoroughly": images + len(data.subval)}
+        thorough = [recalibrated_score(pruningnet, widths, data, images) for widths in drawn]
+        short, long = (np.array([(s.loss, s.accuracy) for s in some]).T for some in (scores, thorough))
         by_loss, by_accuracy = (_agreement(*both)["kendall_tau"] for both in zip(short, long, strict=True))
         row |= {"tau_thoroughly": by_loss, "tau_thoroughly_by_accuracy": by_accuracy}
     return row

@@ -116,7 +116,7 @@ def _chosen(
     from search.report import read_json, write_json
     from search.uniform import uniform_near
 
-    path = experiment.runs / f"chosen-by-loss-{label}.json"
+    path = experiment.runs / f"chosen-by-batch-loss-{label}.json"
     if path.exists():
         rows: list[dict[str, Any]] = read_json(path)["rows"]
         return rows

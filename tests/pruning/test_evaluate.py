@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.evaluate import RECALIBRATION_IMAGES, StructureEvaluator, accuracy, balanced, recalibrate_bn
+from pruning.evaluate import StructureEvaluator, accuracy, balanced, recalibrate_bn, recalibrated_score
 from pruning.fit import Recipe
 from pruning.train import SUPERNETS, new_pruningnet, train_pruningnet
 
@@ -60,15 +60,38 @@ def test_fresh_statistics_give_accuracy_where_stale_ones_give_chance(name: str, 
 
 
 def test_scores_are_those_of_numpy(digits, tiny_network) -> None:
-    """Of a structure whose statistics are made from the images by hand."""
+    """Either way to make statistics: of a thousand training images, or the images' own, here of one batch."""
     supernet = new_pruningnet(tiny_network, SUPERNETS["paper"], 0)
     widths = tiny_network.nearest_widths(0.6)
+    images = digits.normalised(digits.subval.pixels)
     structure = supernet.structure(widths)
-    recalibrate_bn(structure, digits.normalised(digits.train.pixels[balanced(digits.train.labels, RECALIBRATION_IMAGES)]))
-    scores = structure(digits.normalised(digits.subval.pixels)).detach().double().numpy()
-    labels = digits.subval.labels.numpy()
+    recalibrate_bn(structure, digits.normalised(digits.train.pixels[balanced(digits.train.labels, 1000)]))
+    agree(recalibrated_score(supernet, widths, digits, 1000), structure(images), digits)
+    agree(StructureEvaluator(supernet, digits)(widths), supernet(images, widths), digits)
+
+
+def test_images_are_scored_in_equal_batches_that_show_all_classes_alike(digits, tiny_network, monkeypatch) -> None:
+    monkeypatch.setattr("pruning.evaluate.STATISTICS_BATCH", 100)
+    seen = []
+    supernet = new_pruningnet(tiny_network, SUPERNETS["paper"], 0)
+    evaluate = StructureEvaluator(supernet, digits)
+    widths = tiny_network.nearest_widths(1.0)
+    structure = supernet.structure(widths)
+    structure.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    monkeypatch.setattr(supernet, "structure", lambda widths: structure)
+    evaluate(widths)
+    assert evaluate.images == sum(map(len, seen)) == len(digits.subval) == 283
+    assert [len(part) for part in seen] == [95, 94, 94]
+    positions = {image.numpy().tobytes(): place for place, image in enumerate(digits.normalised(digits.subval.pixels))}
+    for part in seen:
+        labels = digits.subval.labels[[positions[image.numpy().tobytes()] for image in part]]
+        assert labels.bincount(minlength=10).max() - labels.bincount(minlength=10).min() <= 2
+
+
+def agree(score, scores: torch.Tensor, digits) -> None:
+    """NumPy says the same of class scores [N, classes] of the sub-validation images."""
+    scores, labels = scores.detach().double().numpy(), digits.subval.labels.numpy()
     log_shares = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
     wanted = 0.9 * np.eye(digits.classes)[labels] + 0.1 / digits.classes
-    score = StructureEvaluator(supernet, digits)(widths)
     assert score.accuracy == pytest.approx((scores.argmax(axis=1) == labels).mean())
     assert score.loss == pytest.approx(-(wanted * log_shares).sum(axis=1).mean(), rel=1e-4)
