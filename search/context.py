@@ -85,7 +85,7 @@ class Context:
     @cached_property
     def unpruned_ms(self) -> float:
         """Measured once for `out`."""
-        return unpruned_ms(self.device, self.network, self.out)
+        return unpruned_ms(self.device, self.network, self.predictor.table, self.out)
 
     @cached_property
     def weights_digest(self) -> str:
