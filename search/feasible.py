@@ -167,14 +167,14 @@ class FeasibleSet:
     def levels(self, count: int = LEVELS) -> list[FeasibleSet]:
         """Feasible sets whose first budget is tightened, from near the smallest reachable value to what it is."""
         first, *others = self.constraints
-        least = float(first.cost.at(self._grid.indices(self.smallest()[None]))[0])
+        least = float(first.cost.at(self._start[None])[0])  # which is in all of them
         bounds = least * (first.high / least) ** (np.arange(1, count + 1) / count)
         return [self._with([replace(first, high=float(bound)), *others]) for bound in bounds]
 
     def _with(self, constraints: list[Constraint]) -> FeasibleSet:
+        """With tighter bounds, within which `_start` still is."""
         other = copy.copy(self)
-        for of_these_bounds in ("_tilt", "_start"):
-            other.__dict__.pop(of_these_bounds, None)
+        other.__dict__.pop("_tilt", None)
         other.constraints = constraints
         return other
 

@@ -140,3 +140,18 @@ def test_children_are_feasible_and_made_of_their_parents(small, share: float, se
     assert ((child == first) | (child == second)).all()
     assert feasible.contains(feasible.mutated(first, 0.5, rng))[0]
     np.testing.assert_array_equal(feasible.mutated(first, 0.0, rng), first)
+
+
+def test_levels_reach_from_the_smallest_to_the_budgets(tiny_network) -> None:
+    feasible = FeasibleSet(tiny_network, macs=(60_000, 150_000), params=12_000)
+    levels = feasible.levels(5)
+    tops = [level.bounds()["macs"][1] for level in levels]
+    assert tops == sorted(tops)
+    assert tops[-1] == pytest.approx(150_000)
+    for level, top in zip(levels, tops, strict=True):
+        drawn = level.sample(200, np.random.default_rng(0))
+        assert level.contains(drawn).all()
+        assert feasible.contains(drawn).all()
+        assert tiny_network.macs(drawn).max() <= top * (1 + 1e-9)
+        assert tiny_network.macs(drawn).max() > 0.8 * top
+        assert level.contains(level.smallest())[0]
