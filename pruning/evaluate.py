@@ -107,7 +107,7 @@ class StructureEvaluator:
     """Scores of a PruningNet's structures, all on the same sub-validation images, with BN by the statistics of these images.
 
     They come in batches of about STATISTICS_BATCH that show all classes alike. Structures rank so as with statistics of all
-    20 000 training images (Kendall τ 0.98), no less than with those of 2500, for two thirds of the time (results/README.md).
+    20 000 training images (Kendall τ 0.98), no less than with those of 2500, which take longer (results/README.md).
     `data` lies where `supernet` computes.
     """
 
