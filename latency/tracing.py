@@ -285,7 +285,7 @@ class _Tracer:
         rule = next((rule for kinds, rule in self.module_rules if isinstance(module, kinds)), None)
         if rule is not None:
             return rule
-        if any(True for _ in (*module.parameters(), *module.buffers())):
+        if [*module.parameters(), *module.buffers()]:
             raise self._error(node, f"is a {type(module).__name__}, whose parameters we cannot prune", ADVICE)
         raise _Unfollowed(f"is a {type(module).__name__}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,13 +80,20 @@ def finish(
         BudgetError: even the smallest structure is over the budget as measured.
     """
     measured: list[Finalist] = []
-    over: list[float] = []  # second measurements over first predictions, of those that did not hold
-    for finalist in _within(device, network, candidates, predict, limit_ms, measured, over):
-        progress(len(measured), f"{show_amount(finalist.measured_ms, 'latency')}, accuracy {finalist.accuracy:.1%}")
-        result = _confirmed(device, network, finalist.widths, finalist.accuracy, predict, finalist.measured_ms, measured)
-        if result.winner_ms <= limit_ms:
-            return result
-        over.append(result.winner_ms / finalist.predicted_ms)
+    waiting, correction = best(list(candidates), len(candidates)), 1.0
+    while block := _block(waiting, predict, correction, limit_ms):
+        waiting = [candidate for candidate in waiting if candidate not in block]
+        finalists = _measured(device, network, block, predict)
+        measured += finalists
+        over: list[float] = []  # second measurements over predictions, of those that did not hold
+        for finalist in (one for one in finalists if one.measured_ms <= limit_ms):
+            progress(len(measured), f"{show_amount(finalist.measured_ms, 'latency')}, accuracy {finalist.accuracy:.1%}")
+            result = _confirmed(device, network, finalist.widths, finalist.accuracy, predict, finalist.measured_ms, measured)
+            if result.winner_ms <= limit_ms:
+                return result
+            over.append(result.winner_ms / finalist.predicted_ms)
+        ratios = [finalist.measured_ms / finalist.predicted_ms for finalist in finalists]
+        correction = max(correction, *(float(np.median(some)) for some in (ratios, over) if some))
     smallest = tuple(map(int, feasible.smallest()))
     result = _confirmed(device, network, smallest, None, predict, limit_ms, measured)
     if result.winner_ms <= limit_ms:
@@ -114,30 +121,12 @@ def measured_front(
     return sorted((f for f, good in zip(finalists, kept, strict=True) if good), key=lambda finalist: finalist.measured_ms)
 
 
-def _within(
-    device: Device,
-    network: Network,
-    candidates: Sequence[Candidate],
-    predict: Predict,
-    limit_ms: float,
-    measured: list[Finalist],
-    over: list[float],
-) -> Iterator[Finalist]:
-    """Those that meet the limit as measured, best first; all that are measured are added to `measured`, and the caller adds to
-    `over` what it finds of those given."""
-    waiting, correction = best(list(candidates), len(candidates)), 1.0
-    while waiting:
-        predicted = predict(_rows(waiting))
-        block = [c for c, ms in zip(waiting, predicted, strict=True) if ms * correction <= limit_ms][:FINALISTS]
-        if not block:
-            return
-        waiting = [candidate for candidate in waiting if candidate not in block]
-        finalists = _measured(device, network, block, predict)
-        measured += finalists
-        over.clear()
-        yield from (finalist for finalist in finalists if finalist.measured_ms <= limit_ms)
-        ratios = [finalist.measured_ms / finalist.predicted_ms for finalist in finalists]
-        correction = max(correction, *(float(np.median(some)) for some in (ratios, over) if some))
+def _block(waiting: Sequence[Candidate], predict: Predict, correction: float, limit_ms: float) -> list[Candidate]:
+    """The first FINALISTS of `waiting` that meet the limit as predicted and corrected."""
+    if not waiting:
+        return []
+    predicted = predict(_rows(waiting)) * correction
+    return [candidate for candidate, ms in zip(waiting, predicted, strict=True) if ms <= limit_ms][:FINALISTS]
 
 
 def _measured(device: Device, network: Network, block: Sequence[Candidate], predict: Predict) -> list[Finalist]:

@@ -129,7 +129,6 @@ class Branches(nn.Module):
         self.second = nn.Conv2d(8, 8, 3, padding=1)
         self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
         self.norm = nn.GroupNorm(2, 8)
-        self.prelu = nn.PReLU(8)
         self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
         self.linear = nn.Linear(8, 4)
         self.tail = tail

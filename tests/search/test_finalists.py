@@ -63,7 +63,6 @@ def test_a_device_slower_than_predicted_costs_measurements_not_the_budget(lawful
 
 def test_a_machine_that_slows_down_after_each_block_is_learnt_from(lawful_type, tiny_network, predictor) -> None:
     """What meets the budget among others and misses it alone: without a lesson every candidate would be tried so."""
-
     unpruned = tiny_network.onnx(tiny_network.max_widths)
 
     def slow_is_good(network, widths) -> Candidate:
