@@ -24,7 +24,7 @@ CAPACITY = 16
 MOST_IN_A_STEP = 4
 
 ROWS = 16
-"""Filters settled at a time: so much of the bank and its momentum stays in the cache."""
+"""Filters settled at a time on a CPU: so much of the bank and its momentum stays in the cache. A GPU takes all at once."""
 
 Kept = tuple[Any, ...]
 
@@ -70,8 +70,9 @@ class Bank(nn.Module):
         (a, b), (c, d) = self.carry.tolist()
         recent = self.recent[: self.count].to(self.values)
         codes = [recent[:, part, None] * self.codes[: self.count] for part in (0, 1)]
-        for start in range(0, len(self.values), ROWS):
-            rows = slice(start, start + ROWS)
+        many = len(self.values) if self.values.is_cuda else ROWS
+        for start in range(0, len(self.values), many):
+            rows = slice(start, start + many)
             gradients = self.gradients[: self.count, rows].movedim(0, -1)
             value, velocity = self.values[rows], self.momentum[rows]
             changed = value * c + velocity * d + gradients @ codes[1]

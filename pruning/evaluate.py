@@ -6,8 +6,9 @@ A structure of a PruningNet has no statistics of its own: those of another struc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,8 +67,8 @@ class Score:
     loss: float
 
 
-def _score(module: nn.Module, parts: Iterable[tuple[Tensor, Tensor]]) -> Score:
-    """Of normalised images and their labels, in the mode that `module` is in."""
+def _score(module: Callable[[Tensor], Tensor], parts: Iterable[tuple[Tensor, Tensor]]) -> Score:
+    """Of normalised images and their labels, by what gives their scores."""
     hits, losses = [], []
     for images, labels in parts:
         scores = module(images).float()
@@ -120,11 +121,9 @@ class StructureEvaluator:
     @torch.no_grad()
     def __call__(self, widths: np.ndarray) -> Score:
         """Of the structure `widths` (int64[L])."""
-        structure = self.supernet.structure(widths).to(self.supernet.device)
-        for layer in _bn_layers(structure):
-            layer.train()
+        weights = self.supernet.weights(widths)
         with mixed_precision(self.supernet.device):
-            return _score(structure, self._parts)
+            return _score(partial(self.supernet.scores, weights=weights), self._parts)
 
 
 def _bn_layers(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

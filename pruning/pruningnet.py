@@ -86,7 +86,11 @@ class PruningNet(nn.Module):
 
     def forward(self, images: Tensor, widths: np.ndarray) -> Tensor:
         """Scores [N, classes] of the structure `widths` (int64[L]) for images [N, C, H, W]; BN over this batch."""
-        result: Tensor = _Structure(self.network.module, self.weights(widths)).run(images)
+        return self.scores(images, self.weights(widths))
+
+    def scores(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The same for a structure whose `weights` are known."""
+        result: Tensor = _Structure(self.network.module, weights).run(images)
         return result
 
     @torch.no_grad()
@@ -98,7 +102,7 @@ class PruningNet(nn.Module):
 class _Structure(fx.Interpreter):
     """Runs the traced graph with given weights in place of its modules' own."""
 
-    def __init__(self, module: fx.GraphModule, weights: dict[str, Tensor]) -> None:
+    def __init__(self, module: fx.GraphModule, weights: Mapping[str, Tensor]) -> None:
         super().__init__(module)
         self.weights = weights
 

@@ -23,8 +23,8 @@ class LoadedModel(Protocol):
         """What ran, and how long. Called once, before `time_ms`."""
 
     def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """End-to-end milliseconds of at least so many single runs, without profiler: float64[R]; and bool[R], which of them
-        had the device to themselves, as far as it can tell."""
+        """End-to-end milliseconds of a run, without profiler, over at least so many: float64[R], each of one run or the mean of
+        some; and bool[R], which of them had the device to themselves, as far as it can tell."""
 
     def run(self, times: int) -> None:
         """Run it so often in a row, and wait until all is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -29,6 +30,9 @@ COOL_AFTER_S = 0.05
 SAMPLE_MS = 1.0
 """Shorter networks are run until a sample takes this long: GPU events resolve half a microsecond, and a CPU core is looked at
 after each sample."""
+
+LEAST_SAMPLES = 3
+"""Of a GPU, where fewer would hold as many runs as are wanted."""
 
 
 class CpuClock:
@@ -88,11 +92,12 @@ class GpuClock:
         self._elapsed_ms, self._monitor = elapsed_ms, monitor
 
     def times_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """float64[runs] samples, and bool[runs] which of them found the card undisturbed."""
+        """Samples float64[S], each the mean of some runs, and bool[S] which of them found the card undisturbed."""
         if time.monotonic() - self._monitor.busy_until > COOL_AFTER_S:
             self._warm_up()
         replays = max(1, round(SAMPLE_MS / self._elapsed_ms(1)))
-        samples = [(self._elapsed_ms(replays), self._monitor.undisturbed()) for _ in range(runs)]
+        count = max(min(runs, LEAST_SAMPLES), math.ceil(runs / replays))
+        samples = [(self._elapsed_ms(replays), self._monitor.undisturbed()) for _ in range(count)]
         self._monitor.busy_until = time.monotonic()
         times, undisturbed = zip(*samples, strict=True)
         return np.array(times), np.array(undisturbed)

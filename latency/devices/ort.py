@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from latency.devices.base import Events
 from latency.devices.clock import mean_of_quiet
@@ -47,11 +48,26 @@ class OrtDevice(LibraryDevice):
 
 
 def _require_provider(name: str) -> None:
+    """Raise DeviceUnavailable where the provider for CUDA is not built in, or where it does not start: sessions then quietly
+    fall back to the CPU."""
     if CUDA not in onnxruntime.get_available_providers():
         raise DeviceUnavailable(
             f"device '{name}' needs an ONNX Runtime with {CUDA}; replace the one installed: pip uninstall onnxruntime, then "
             "pip install onnxruntime-gpu"
         )
+    onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries, where they lie in Python packages
+    if CUDA not in onnxruntime.InferenceSession(_nothing(), providers=[CUDA]).get_providers():
+        raise DeviceUnavailable(
+            f"device '{name}': {CUDA} of ONNX Runtime {onnxruntime.__version__} does not start; install the CUDA and cuDNN "
+            "that it was built for: pip install onnxruntime-gpu[cuda,cudnn]"
+        )
+
+
+def _nothing() -> bytes:
+    """A model that hands on a single value."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "nothing", [x], [y])
+    return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString())
 
 
 class OrtModel:

@@ -40,10 +40,11 @@ class Slowed(GpuMonitor):
 
 def test_a_short_network_is_replayed_until_a_sample_is_long_enough(monkeypatch) -> None:
     card = Card(0.05, monkeypatch)
-    times, quiet = GpuClock(card.elapsed_ms, GpuMonitor("nowhere")).times_ms(5)
-    assert card.replays[-5:] == [20] * 5
-    np.testing.assert_allclose(times, 0.05)
+    times, quiet = GpuClock(card.elapsed_ms, GpuMonitor("nowhere")).times_ms(95)
+    assert card.replays[-6:] == [1] + [20] * 5
+    np.testing.assert_allclose(times, [0.05] * 5)
     assert quiet.all()
+    assert len(GpuClock(card.elapsed_ms, GpuMonitor("nowhere")).times_ms(3)[0]) == 3
 
 
 def test_a_long_network_is_run_once_a_sample(monkeypatch) -> None:
