@@ -67,10 +67,23 @@ class PruningNet(nn.Module):
         """What it computes on."""
         return next(self.parameters()).device
 
-    def weights(self, widths: np.ndarray) -> dict[str, Tensor]:
-        """All parameters of the structure `widths` (int64[L]), cropped, by the traced network's names; in full precision."""
+    def weights(self, widths: np.ndarray, *, whole: bool | None = None) -> dict[str, Tensor]:
+        """All parameters of the structure `widths` (int64[L]) by the traced network's names, in full precision.
+
+        Args:
+            whole: at full size, zero for what is pruned, which computes the same; otherwise cropped. By default whole on a GPU:
+                there convolutions of a shape not seen before must be planned first, which takes longer than what is spared.
+        """
         with torch.autocast(self.device.type, enabled=False):
-            return self._weights(widths)
+            cropped = self._weights(widths)
+        if whole is None:
+            whole = self.device.type == "cuda"
+        return {name: self._whole(name, weight, widths) for name, weight in cropped.items()} if whole else cropped
+
+    def _whole(self, name: str, weight: Tensor, widths: np.ndarray) -> Tensor:
+        among_zeros = weight.new_zeros([axis.size for axis in self.network.tensors[name]])
+        among_zeros[self.network.kept(name, widths)] = weight
+        return among_zeros
 
     def _weights(self, widths: np.ndarray) -> dict[str, Tensor]:
         shares = np.asarray(widths, dtype=np.float32) / np.asarray(self.network.max_widths, dtype=np.float32)

@@ -44,7 +44,7 @@ def test_a_pruningnet_trains_and_ranks_as_on_the_cpu(recipe: str, digits, tiny_n
         )
         evaluate = StructureEvaluator(supernet, data)
         losses.append([evaluate(tiny_network.nearest_widths(scale)).loss for scale in (0.3, 0.6, 1.0)])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=5e-3)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
 
 
 def test_a_bank_settles_all_its_filters_as_on_the_cpu() -> None:
@@ -74,7 +74,8 @@ def test_a_structure_learns(continued: bool, digits, tiny_network, tmp_path) -> 
     place, widths = compute_device(), tiny_network.nearest_widths(0.6)
     data = digits.to(place)
     supernet = new_pruningnet(tiny_network, SUPERNETS["paper"], 0).to(place)
-    structure = continued_structure(supernet, widths) if continued else new_structure(tiny_network, widths, 0).to(place)
+    structure = continued_structure(supernet, widths) if continued else new_structure(tiny_network, widths, 0)
+    structure = structure.to(place)
     train_structure(
         structure, tiny_network, widths, data, Recipe(epochs=6, batch=32), seed=0, checkpoint=tmp_path / "c", progress=quietly
     )

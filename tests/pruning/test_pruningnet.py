@@ -1,11 +1,14 @@
 """PruningNet: one structure, seen three ways, must be the same network; encodings are the official ones."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 import latency
-from pruning.generators import HIDDEN
+from pruning.bank import banks
+from pruning.generators import GENERATORS, HIDDEN
 from pruning.networks import load
 from pruning.pruningnet import PruningNet, block_genes
 from pruning.train import SUPERNETS, new_pruningnet
@@ -20,7 +23,7 @@ def pruningnet(net: latency.Network, generator: str = "full", hidden: int = 2) -
     [
         ("tinynet:tiny", "full"), ("tinynet:tiny", "low-rank"), ("tinynet:tiny", "shared"), ("tinynet:mixed", "full"),
         ("tinynet:mixed", "low-rank"), ("mobilenet_v2", "low-rank"), ("resnet18", "full"), ("vgg11_bn", "shared"),
-        ("shufflenet_v2_x0_5", "full"),
+        ("shufflenet_v2_x0_5", "full"), ("mobilenet_v3_small", "shared"),
     ],
 )  # fmt: skip
 def test_the_generated_network_is_the_extracted_structure(name: str, generator: str, rng, random_widths) -> None:
@@ -34,7 +37,29 @@ def test_the_generated_network_is_the_extracted_structure(name: str, generator: 
                 layer.train()
         structure.load_state_dict({**structure.state_dict(), **supernet.weights(widths)})  # as doubles, unrounded
         with torch.no_grad():
-            torch.testing.assert_close(supernet(images, widths), structure(images), atol=1e-6, rtol=1e-5)
+            scores = structure(images)
+            torch.testing.assert_close(supernet(images, widths), scores, atol=1e-6, rtol=1e-5)
+            whole = supernet.weights(widths, whole=True)
+            assert {name: tensor.shape for name, tensor in whole.items()} == {
+                name: tensor.shape for name, tensor in net.module.named_parameters()
+            }
+            torch.testing.assert_close(supernet.scores(images, whole), scores, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_zeros_in_place_of_what_is_pruned_teach_the_same(generator: str, rng, random_widths) -> None:
+    net = latency.trace(load("tinynet:mixed", num_classes=10), (1, 3, 32, 32))
+    images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    (widths,) = random_widths(net, rng, 1)
+    torch.manual_seed(0)
+    cropped = pruningnet(net, generator).double()
+    whole = copy.deepcopy(cropped)
+    cropped.scores(images, cropped.weights(widths, whole=False)).logsumexp(1).mean().backward()
+    whole.scores(images, whole.weights(widths, whole=True)).logsumexp(1).mean().backward()
+    for ours, theirs in zip(cropped.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad, ours.grad)
+    for ours, theirs in zip(banks(cropped).values(), banks(whole).values(), strict=True):
+        torch.testing.assert_close(theirs.training_state(), ours.training_state())
 
 
 def test_encodings_of_the_papers_networks() -> None:
