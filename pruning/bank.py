@@ -68,7 +68,7 @@ class Bank(nn.Module):
         if self.momentum is None:
             return
         (a, b), (c, d) = self.carry.tolist()
-        recent = self.recent[: self.count].to(self.values)
+        recent = self.recent[: self.count].to(self.values, non_blocking=True)  # a GPU's queue need not run empty for it
         codes = [recent[:, part, None] * self.codes[: self.count] for part in (0, 1)]
         many = len(self.values) if self.values.is_cuda else ROWS
         for start in range(0, len(self.values), many):
@@ -150,7 +150,7 @@ class _Product(torch.autograd.Function):
         if bank.momentum is not None:
             product += bank.momentum[kept].flatten(1, 2) @ (b * code)
         if bank.count:
-            weights = bank.recent[: bank.count, 0].to(code) * (bank.codes[: bank.count] @ code)
+            weights = bank.recent[: bank.count, 0].to(code, non_blocking=True) * (bank.codes[: bank.count] @ code)
             product += torch.tensordot(weights, bank.gradients[: bank.count, *kept].flatten(2), 1)
         return product.view(values.shape[:3])
 
@@ -165,7 +165,7 @@ class _Product(torch.autograd.Function):
             of_code += b * _contracted(upstream, bank.momentum[kept])
         if bank.count:
             recent = bank.gradients[: bank.count, *kept].flatten(2)
-            weights = bank.recent[: bank.count, 0].to(code) * torch.tensordot(recent, upstream, 2)
+            weights = bank.recent[: bank.count, 0].to(code, non_blocking=True) * torch.tensordot(recent, upstream, 2)
             of_code += weights @ bank.codes[: bank.count]
         bank.remember(code, gradients[0], kept)
         return of_code, None, None

@@ -87,7 +87,7 @@ class PruningNet(nn.Module):
 
     def _weights(self, widths: np.ndarray) -> dict[str, Tensor]:
         shares = np.asarray(widths, dtype=np.float32) / np.asarray(self.network.max_widths, dtype=np.float32)
-        scales = torch.from_numpy(shares).to(next(self.parameters()))  # its device and type
+        scales = torch.from_numpy(shares).to(next(self.parameters()), non_blocking=True)  # its device and type
         weights = {}
         for key, generator in self.generators.items():
             name = f"{key.replace('/', '.')}.weight"
