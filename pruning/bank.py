@@ -7,7 +7,8 @@ weights ⊗ the code), and SGD is linear in it: for every element, with rate η,
     (p, m) → A (p, m) + b g,    A = [[1 − ηλ, −ημ], [λ, μ]],    b = (−η, 1).
 
 So the last few gradients are kept as products, what the steps since have made of everything are a few scalars, and all is
-settled at once. This is SGD itself, up to rounding.
+settled at once. This is SGD itself, up to rounding. A GPU settles every step: it has the bandwidth, and what takes its time
+is to start operations.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ MOST_IN_A_STEP = 4
 ROWS = 16
 """Filters settled at a time on a CPU: so much of the bank and its momentum stays in the cache. A GPU takes all at once."""
 
-Kept = tuple[Any, ...]
+Kept = tuple[Any, ...] | None
 
 
 class Bank(nn.Module):
@@ -42,24 +44,23 @@ class Bank(nn.Module):
         nn.init.normal_(self.values, std=deviation)
         self.momentum: Tensor | None = None  # all of these are made when training begins
         self.gradients, self.codes = torch.empty(0, *shape), torch.empty(0, hidden)
-        self.recent = torch.empty(0, 2, dtype=torch.float64)
-        self.carry = torch.eye(2, dtype=torch.float64)
+        self.recent, self.carry = np.empty((0, 2)), np.eye(2)
         self.count = self.stepped = 0
 
     def product(self, code: Tensor, kept: Kept) -> Tensor:
         """The bank's values times `code` [hidden], cropped to kept[0] × kept[1]: [o, i, area]. Remembers its gradient."""
-        result: Tensor = _Product.apply(code, self, kept[:2])
+        result: Tensor = _Product.apply(code, self, (slice(None),) if kept is None else kept[:2])
         return result
 
     @torch.no_grad()
     def step(self, rate: float, momentum: float, decay: float) -> None:
         """One step of SGD with the gradients remembered since the last."""
-        transition = torch.tensor([[1 - rate * decay, -rate * momentum], [decay, momentum]], dtype=torch.float64)
+        transition = np.array([[1 - rate * decay, -rate * momentum], [decay, momentum]])
         self.carry = transition @ self.carry
         self.recent = self.recent @ transition.T
-        self.recent[self.stepped : self.count] = torch.tensor([-rate, 1.0], dtype=torch.float64)
+        self.recent[self.stepped : self.count] = -rate, 1.0
         self.stepped = self.count
-        if self.count > CAPACITY - MOST_IN_A_STEP:
+        if self.values.is_cuda or self.count > CAPACITY - MOST_IN_A_STEP:
             self.settle()
 
     @torch.no_grad()
@@ -68,8 +69,7 @@ class Bank(nn.Module):
         if self.momentum is None:
             return
         (a, b), (c, d) = self.carry.tolist()
-        recent = self.recent[: self.count].to(self.values, non_blocking=True)  # a GPU's queue need not run empty for it
-        codes = [recent[:, part, None] * self.codes[: self.count] for part in (0, 1)]
+        codes = [self.recent_of(part, self.count)[:, None] * self.codes[: self.count] for part in (0, 1)]
         many = len(self.values) if self.values.is_cuda else ROWS
         for start in range(0, len(self.values), many):
             rows = slice(start, start + many)
@@ -80,7 +80,11 @@ class Bank(nn.Module):
             velocity.copy_(changed)
         self._clear()
 
-    def remember(self, code: Tensor, gradient: Tensor, kept: Kept) -> None:
+    def recent_of(self, part: int, count: int) -> Tensor:
+        """`recent[:count, part]` beside the values; a GPU's queue need not run empty for it."""
+        return torch.from_numpy(self.recent[:count, part]).to(self.values, non_blocking=True)
+
+    def remember(self, code: Tensor, gradient: Tensor, kept: tuple[Any, ...]) -> None:
         """Keep the gradient [o, i, area] of the weights that `code` made."""
         self._make_room(1)
         self.gradients[self.count].zero_()[kept] = gradient
@@ -104,7 +108,7 @@ class Bank(nn.Module):
         count = self.count
         return {
             "momentum": self.momentum, "gradients": self.gradients[:count], "codes": self.codes[:count],
-            "carry": self.carry, "recent": self.recent[:count],
+            "carry": torch.tensor(self.carry), "recent": torch.tensor(self.recent[:count]),
         }  # fmt: skip
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
@@ -115,7 +119,7 @@ class Bank(nn.Module):
         self.count = self.stepped = len(state["codes"])
         self.momentum = torch.empty_like(self.values).copy_(state["momentum"])  # aligned as it was: a file's need not be
         self.gradients[: self.count], self.codes[: self.count] = state["gradients"], state["codes"]
-        self.carry, self.recent[: self.count] = state["carry"], state["recent"]
+        self.carry, self.recent[: self.count] = state["carry"].numpy(), state["recent"].numpy()
 
     def _make_room(self, more: int) -> None:
         if self.momentum is None:
@@ -126,11 +130,10 @@ class Bank(nn.Module):
             shape = self.values.shape
             self.gradients = torch.cat([self.gradients.to(self.values), self.values.new_zeros(spare, *shape[:3])])
             self.codes = torch.cat([self.codes.to(self.values), self.values.new_zeros(spare, shape[3])])
-            self.recent = torch.cat([self.recent, self.recent.new_zeros(spare, 2)])
+            self.recent = np.concatenate([self.recent, np.zeros((spare, 2))])
 
     def _clear(self) -> None:
-        self.carry = torch.eye(2, dtype=torch.float64)
-        self.recent.zero_()
+        self.carry, self.recent[:] = np.eye(2), 0.0
         self.count = self.stepped = 0
 
 
@@ -141,17 +144,17 @@ def banks(module: nn.Module) -> dict[str, Bank]:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, code: Tensor, bank: Bank, kept: Kept) -> Tensor:
+    def forward(ctx: Any, code: Tensor, bank: Bank, kept: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(code)
         ctx.bank, ctx.kept = bank, kept
         values = bank.values[kept]
         a, b = bank.carry[0].tolist()
         product: Tensor = values.flatten(1, 2) @ (a * code)  # filter by filter: a crop as a whole would be copied first
-        if bank.momentum is not None:
+        if bank.momentum is not None and b:
             product += bank.momentum[kept].flatten(1, 2) @ (b * code)
-        if bank.count:
-            weights = bank.recent[: bank.count, 0].to(code, non_blocking=True) * (bank.codes[: bank.count] @ code)
-            product += torch.tensordot(weights, bank.gradients[: bank.count, *kept].flatten(2), 1)
+        if known := bank.stepped:
+            weights = bank.recent_of(0, known) * (bank.codes[:known] @ code)
+            product += torch.tensordot(weights, bank.gradients[:known, *kept].flatten(2), 1)
         return product.view(values.shape[:3])
 
     @staticmethod
@@ -161,12 +164,12 @@ class _Product(torch.autograd.Function):
         upstream = gradients[0].flatten(1)
         a, b = bank.carry[0].tolist()
         of_code = a * _contracted(upstream, bank.values[kept])
-        if bank.momentum is not None:
+        if b:
             of_code += b * _contracted(upstream, bank.momentum[kept])
-        if bank.count:
-            recent = bank.gradients[: bank.count, *kept].flatten(2)
-            weights = bank.recent[: bank.count, 0].to(code, non_blocking=True) * torch.tensordot(recent, upstream, 2)
-            of_code += weights @ bank.codes[: bank.count]
+        if known := bank.stepped:
+            recent = bank.gradients[:known, *kept].flatten(2)
+            weights = bank.recent_of(0, known) * torch.tensordot(recent, upstream, 2)
+            of_code += weights @ bank.codes[:known]
         bank.remember(code, gradients[0], kept)
         return of_code, None, None
 

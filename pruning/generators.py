@@ -22,8 +22,8 @@ HIDDEN = 32
 
 RANK = 4
 
-Kept = tuple[slice | np.ndarray, ...]
-"""What is kept of a weight [out, in, kh, kw]."""
+Kept = tuple[slice | np.ndarray, ...] | None
+"""What is kept of a weight [out, in, kh, kw]; None: all of it."""
 
 
 class FullGenerator(nn.Module):
@@ -35,9 +35,11 @@ class FullGenerator(nn.Module):
         hidden: width of the hidden layer.
     """
 
+    genes: Tensor
+
     def __init__(self, genes: tuple[int, ...], start: Tensor, hidden: int = HIDDEN) -> None:
         super().__init__()
-        self.genes = list(genes)
+        self.register_buffer("genes", torch.tensor(genes), persistent=False)
         self.encoder = nn.Linear(len(genes), hidden)
         self.base = nn.Parameter(start.detach().clone())
         self.bank = Bank((start.shape[0], start.shape[1], start[0, 0].numel()), hidden, he_deviation(start) / math.sqrt(hidden))
@@ -59,9 +61,11 @@ class LowRankGenerator(nn.Module):
     Some ten numbers a filter are generated where the paper generates them all. It starts as shared weights: U is 0.
     """
 
+    genes: Tensor
+
     def __init__(self, genes: tuple[int, ...], start: Tensor, hidden: int = HIDDEN, rank: int = RANK) -> None:
         super().__init__()
-        self.genes = list(genes)
+        self.register_buffer("genes", torch.tensor(genes), persistent=False)
         self.encoder = nn.Linear(len(genes), hidden)
         self.base = nn.Parameter(start.detach().clone())
         self.left = nn.Parameter(torch.zeros(len(start), rank, hidden))
@@ -75,8 +79,8 @@ class LowRankGenerator(nn.Module):
     def forward(self, scales: Tensor, kept: Kept) -> Tensor:
         """Weights cropped to `kept`, from the scales float32[L] of all genes."""
         code = F.relu(self.encoder(scales[self.genes]))
-        base, right = crop(self.base, kept), crop(self.right, (slice(None), *kept[1:]))
-        change = (crop(self.left, kept[:1]) @ code) @ right.flatten(1)
+        base, right = crop(self.base, kept), crop(self.right, kept and (slice(None), *kept[1:]))
+        change = (crop(self.left, kept and kept[:1]) @ code) @ right.flatten(1)
         return base + change.view(base.shape)
 
 
@@ -93,13 +97,13 @@ def crop(parameter: Tensor, kept: Kept) -> Tensor:
 
     Autograd would make a gradient of full size for every step, which costs more than a small network itself.
     """
-    cropped: Tensor = _Crop.apply(parameter, kept)
+    cropped: Tensor = parameter if kept is None else _Crop.apply(parameter, kept)
     return cropped
 
 
 class _Crop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, kept: Kept) -> Tensor:
+    def forward(ctx: Any, parameter: Tensor, kept: tuple[Any, ...]) -> Tensor:
         ctx.parameter, ctx.kept = parameter, kept
         return parameter[kept].clone()
 

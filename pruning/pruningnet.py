@@ -7,7 +7,7 @@ that is trained, the one that is evaluated and the one that is shipped are the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from latency.axis import AnyAxis
 from latency.network import Network
 from pruning.extract import extract
-from pruning.generators import GENERATORS, HIDDEN, FullGenerator, LowRankGenerator, crop
+from pruning.generators import GENERATORS, HIDDEN, FullGenerator, Kept, LowRankGenerator, crop
 
 
 class PruningNet(nn.Module):
@@ -74,28 +75,41 @@ class PruningNet(nn.Module):
             whole: at full size, zero for what is pruned, which computes the same; otherwise cropped. By default whole on a GPU:
                 there convolutions of a shape not seen before must be planned first, which takes longer than what is spared.
         """
-        with torch.autocast(self.device.type, enabled=False):
-            cropped = self._weights(widths)
         if whole is None:
             whole = self.device.type == "cuda"
-        return {name: self._whole(name, weight, widths) for name, weight in cropped.items()} if whole else cropped
+        with torch.autocast(self.device.type, enabled=False):
+            return self._among_zeros(widths) if whole else self._made(widths, lambda name: self.network.kept(name, widths))
 
-    def _whole(self, name: str, weight: Tensor, widths: np.ndarray) -> Tensor:
-        among_zeros = weight.new_zeros([axis.size for axis in self.network.tensors[name]])
-        among_zeros[self.network.kept(name, widths)] = weight
-        return among_zeros
-
-    def _weights(self, widths: np.ndarray) -> dict[str, Tensor]:
+    def _made(self, widths: np.ndarray, kept: Callable[[str], Kept]) -> dict[str, Tensor]:
+        """Generated and plain parameters, of each what is `kept` by its name."""
         shares = np.asarray(widths, dtype=np.float32) / np.asarray(self.network.max_widths, dtype=np.float32)
         scales = torch.from_numpy(shares).to(next(self.parameters()), non_blocking=True)  # its device and type
         weights = {}
         for key, generator in self.generators.items():
             name = f"{key.replace('/', '.')}.weight"
-            weights[name] = generator(scales, self.network.kept(name, widths))
+            weights[name] = generator(scales, kept(name))
         for key, parameter in self.plain.items():
             name = key.replace("/", ".")
-            weights[name] = crop(parameter, self.network.kept(name, widths))
+            weights[name] = crop(parameter, kept(name))
         return weights
+
+    def _among_zeros(self, widths: np.ndarray) -> dict[str, Tensor]:
+        masks, weights = self._masks(widths), self._made(widths, lambda name: None)
+        for name in weights:
+            axes = self.network.tensors[name]
+            for place, axis in enumerate(axes):
+                if axis.genes:
+                    weights[name] = weights[name] * masks[axis].view(-1, *[1] * (len(axes) - place - 1))
+        return weights
+
+    def _masks(self, widths: np.ndarray) -> dict[AnyAxis, Tensor]:
+        """For every axis that genes prune, 1 for what is kept and 0 for the rest; all moved to the device at once."""
+        axes = list(dict.fromkeys(axis for axes in self.network.tensors.values() for axis in axes if axis.genes))
+        masks = [np.zeros(axis.size, dtype=np.float32) for axis in axes]
+        for axis, mask in zip(axes, masks, strict=True):
+            mask[axis.index(widths)] = 1
+        moved = torch.from_numpy(np.concatenate(masks)).to(next(self.parameters()), non_blocking=True)
+        return dict(zip(axes, moved.split([axis.size for axis in axes]), strict=True))
 
     def forward(self, images: Tensor, widths: np.ndarray) -> Tensor:
         """Scores [N, classes] of the structure `widths` (int64[L]) for images [N, C, H, W]; BN over this batch."""

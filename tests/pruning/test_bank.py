@@ -23,7 +23,7 @@ def shifted(tensor: torch.Tensor) -> torch.Tensor:
     return room[1:].view(tensor.shape).copy_(tensor)
 
 
-def trained(steps: int, per_step: int, resumed_at: int = -1) -> tuple[Bank, torch.Tensor, list, list]:
+def trained(steps: int, per_step: int, resumed_at: int = -1, *, at_once: bool = False) -> tuple[Bank, torch.Tensor, list, list]:
     """A bank and a plain parameter after the same training, and the products and gradients of codes on the way."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -50,15 +50,18 @@ def trained(steps: int, per_step: int, resumed_at: int = -1) -> tuple[Bank, torc
             ours += [products[0].detach(), codes[0].grad]
             theirs += [products[1].detach(), codes[1].grad]
         bank.step(rate, 0.9, 0.01)
+        if at_once:
+            bank.settle()
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
     return bank, plain.detach(), ours, theirs
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("per_step", [1, 3])
-def test_every_product_gradient_and_value_is_that_of_sgd(per_step: int) -> None:
-    bank, plain, ours, theirs = trained(3 * CAPACITY, per_step)
+def test_every_product_gradient_and_value_is_that_of_sgd(per_step: int, at_once: bool) -> None:
+    bank, plain, ours, theirs = trained(3 * CAPACITY, per_step, at_once=at_once)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other)
     bank.settle()
