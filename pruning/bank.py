@@ -149,12 +149,12 @@ class _Product(torch.autograd.Function):
         ctx.bank, ctx.kept = bank, kept
         values = bank.values[kept]
         a, b = bank.carry[0].tolist()
-        product: Tensor = values.flatten(1, 2) @ (a * code)  # filter by filter: a crop as a whole would be copied first
+        product = _times(a * code, values.flatten(1, 2).mT)
         if bank.momentum is not None and b:
-            product += bank.momentum[kept].flatten(1, 2) @ (b * code)
+            product += _times(b * code, bank.momentum[kept].flatten(1, 2).mT)
         if known := bank.stepped:
             weights = bank.recent_of(0, known) * (bank.codes[:known] @ code)
-            product += torch.tensordot(weights, bank.gradients[:known, *kept].flatten(2), 1)
+            product += _times(weights, bank.gradients[:known, *kept].flatten(2).transpose(0, 1))
         return product.view(values.shape[:3])
 
     @staticmethod
@@ -163,17 +163,19 @@ class _Product(torch.autograd.Function):
         bank, kept = ctx.bank, ctx.kept
         upstream = gradients[0].flatten(1)
         a, b = bank.carry[0].tolist()
-        of_code = a * _contracted(upstream, bank.values[kept])
-        if b:
-            of_code += b * _contracted(upstream, bank.momentum[kept])
+        of_code = a * _times(upstream, bank.values[kept].flatten(1, 2)).sum(0)
+        if bank.momentum is not None and b:
+            of_code += b * _times(upstream, bank.momentum[kept].flatten(1, 2)).sum(0)
         if known := bank.stepped:
-            recent = bank.gradients[:known, *kept].flatten(2)
-            weights = bank.recent_of(0, known) * torch.tensordot(recent, upstream, 2)
-            of_code += weights @ bank.codes[:known]
+            along = _times(upstream, bank.gradients[:known, *kept].flatten(2).permute(1, 2, 0)).sum(0)
+            of_code += (bank.recent_of(0, known) * along) @ bank.codes[:known]
         bank.remember(code, gradients[0], kept)
         return of_code, None, None
 
 
-def _contracted(upstream: Tensor, values: Tensor) -> Tensor:
-    """[hidden]: sum of [o, i·area] × [o, i, area, hidden] over all but hidden."""
-    return torch.bmm(upstream.unsqueeze(1), values.flatten(1, 2)).sum((0, 1))
+def _times(rows: Tensor, matrices: Tensor) -> Tensor:
+    """[o, n]: a row [k], or one for each matrix [o, k], times matrices [o, k, n].
+
+    Of the ways to write products with a crop of the bank, this one reads it where it lies, at the memory's speed.
+    """
+    return torch.bmm(rows.expand(len(matrices), -1).unsqueeze(1), matrices).squeeze(1)
