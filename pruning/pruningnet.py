@@ -138,6 +138,8 @@ class _Structure(fx.Interpreter):
         weight, bias = self.weights.get(f"{target}.weight"), self.weights.get(f"{target}.bias")
         if isinstance(module, nn.Conv2d):
             assert weight is not None
+            if _is_pointwise(module):  # a plain product: oneDNN and cuDNN would plan it anew for widths not seen before
+                return F.linear(args[0].movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
             groups = max(1, module.groups * len(weight) // module.out_channels)
             return F.conv2d(args[0], weight, bias, module.stride, module.padding, module.dilation, groups)
         if isinstance(module, nn.Linear):
@@ -149,6 +151,10 @@ class _Structure(fx.Interpreter):
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=module.eps)
         return super().call_module(target, args, kwargs)
+
+
+def _is_pointwise(module: nn.Conv2d) -> bool:
+    return module.kernel_size == module.stride == (1, 1) and module.padding in (0, (0, 0)) and module.groups == 1
 
 
 def block_genes(network: Network) -> dict[str, tuple[int, ...]]:
