@@ -25,8 +25,8 @@ CAPACITY = 16
 
 MOST_IN_A_STEP = 4
 
-ROWS = 16
-"""Filters settled at a time on a CPU: so much of the bank and its momentum stays in the cache. A GPU takes all at once."""
+BLOCK = 16_384
+"""Weights settled at a time on a CPU: their values and momentum stay in the cache. A GPU takes all at once."""
 
 Kept = tuple[Any, ...] | None
 
@@ -70,13 +70,13 @@ class Bank(nn.Module):
             return
         (a, b), (c, d) = self.carry.tolist()
         codes = [self.recent_of(part, self.count)[:, None] * self.codes[: self.count] for part in (0, 1)]
-        many = len(self.values) if self.values.is_cuda else ROWS
+        many = len(self.values) if self.values.is_cuda else max(1, BLOCK // self.values[0, ..., 0].numel())
         for start in range(0, len(self.values), many):
             rows = slice(start, start + many)
-            gradients = self.gradients[: self.count, rows].movedim(0, -1)
-            value, velocity = self.values[rows], self.momentum[rows]
-            changed = value * c + velocity * d + gradients @ codes[1]
-            value.mul_(a).add_(velocity, alpha=b).add_(gradients @ codes[0])
+            gradients = self.gradients[: self.count, rows].flatten(1).T
+            value, velocity = self.values[rows].flatten(0, 2), self.momentum[rows].flatten(0, 2)
+            changed = torch.addmm(velocity, gradients, codes[1], beta=d).add_(value, alpha=c)
+            value.addmm_(gradients, codes[0], beta=a).add_(velocity, alpha=b)
             velocity.copy_(changed)
         self._clear()
 

@@ -80,8 +80,8 @@ class LowRankGenerator(nn.Module):
         """Weights cropped to `kept`, from the scales float32[L] of all genes."""
         code = F.relu(self.encoder(scales[self.genes]))
         base, right = crop(self.base, kept), crop(self.right, kept and (slice(None), *kept[1:]))
-        change = (crop(self.left, kept and kept[:1]) @ code) @ right.flatten(1)
-        return base + change.view(base.shape)
+        left = crop(self.left, kept and kept[:1]) @ code
+        return torch.addmm(base.flatten(1), left, right.flatten(1)).view(base.shape)
 
 
 GENERATORS: dict[str, type[FullGenerator | LowRankGenerator] | None] = {

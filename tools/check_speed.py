@@ -48,7 +48,8 @@ def main(
 
 
 def _steps(name: str, shape: str, steps: int) -> dict[str, Any]:
-    """Mean seconds of a training step of each generator and of the plain network, at the same random widths."""
+    """Mean seconds of a training step of each generator, and of the plain network of the same random widths: in its stride, and
+    as long as its widths are new, when libraries prepare their kernels, as in every step of a PruningNet."""
     import numpy as np
     import torch
 
@@ -67,19 +68,24 @@ def _steps(name: str, shape: str, steps: int) -> dict[str, Any]:
     labels = torch.randint(0, 1000, (batch,), device=device)
     supernets = {kind: new_pruningnet(network, Supernet(kind), 0).to(device) for kind in GENERATORS}
     optimizers = {kind: _optimizer(supernet) for kind, supernet in supernets.items()}
-    seconds: dict[str, list[float]] = {kind: [] for kind in ("plain", *GENERATORS)}
+    seconds: dict[str, list[float]] = {kind: [] for kind in ("plain", "plain, new widths", *GENERATORS)}
     for _ in tqdm(range(steps + 1), desc=f"{name}, batch {batch} at {pixels}x{pixels}"):
         widths = random_widths(network, rng)
-        plain = new_structure(network, widths, 0).to(device).train()
+        plain, twin = (new_structure(network, widths, 0).to(device).train() for _ in range(2))
         optimizer = _optimizer(plain)
-        _timed(plain, (images,), labels, optimizer)  # the first step of a new module makes its buffers
+        # the first step of a module makes its buffers, that of the first one of its widths the kernels too
+        first, second = _timed(plain, (images,), labels, optimizer), _timed(twin, (images,), labels, _optimizer(twin))
         seconds["plain"].append(_timed(plain, (images,), labels, optimizer))
+        seconds["plain, new widths"].append(seconds["plain"][-1] + first - second)
         for kind, supernet in supernets.items():
             seconds[kind].append(_timed(supernet, (images, widths), labels, optimizers[kind]))
     means = {kind: float(np.mean(times[1:])) for kind, times in seconds.items()}
     for kind in GENERATORS:
-        ratio = means[kind] / means["plain"]
-        print(f"{name}, batch {batch} at {pixels}x{pixels}: {kind} {means[kind]:.3f} s a step, {ratio:.2f} × plain")
+        ratio, new = (means[kind] / means[plain] for plain in ("plain", "plain, new widths"))
+        print(
+            f"{name}, batch {batch} at {pixels}x{pixels}: {kind} {means[kind]:.3f} s a step, {ratio:.2f} × plain, "
+            f"{new:.2f} × plain of new widths"
+        )
     return {"network": name, "batch": batch, "pixels": pixels, "steps": steps, "seconds": means}
 
 
