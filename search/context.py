@@ -63,6 +63,8 @@ class Context:
             f"{show_amount(network.macs(network.max_widths), 'macs')} MACs; "
             f"{data.name}: {len(data.train)} training images of {data.size} pixels, {data.classes} classes"
         )
+        if not device.at_hand:
+            reporter.say(f"{device.name} is elsewhere: nothing is measured, all milliseconds are predicted from its table")
         if network.unfollowed:
             reporter.say(
                 f"channels that meet an operation that cannot be followed are kept ({len(network.unfollowed)} of them; "
@@ -86,6 +88,10 @@ class Context:
     def unpruned_ms(self) -> float:
         """Measured once for `out`."""
         return unpruned_ms(self.device, self.network, self.predictor.table, self.out)
+
+    def measured(self, ms: float) -> float | None:
+        """`ms` where the device has said so; None where it is elsewhere, and they are predicted."""
+        return ms if self.device.at_hand else None
 
     @cached_property
     def weights_digest(self) -> str:

@@ -1,4 +1,7 @@
-"""The last word has the device: finalists are measured, and what is returned meets the budget there."""
+"""The last word has the device: finalists are measured, and what is returned meets the budget there.
+
+Of a device that is elsewhere nothing is measured: what it would say is taken from the predictions.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +82,8 @@ def finish(
     Raises:
         BudgetError: even the smallest structure is over the budget as measured.
     """
+    if not device.at_hand:
+        return _as_predicted(network, best(list(candidates), 1)[0], predict)
     measured: list[Finalist] = []
     waiting, correction = best(list(candidates), len(candidates)), 1.0
     while block := _block(waiting, predict, correction, limit_ms):
@@ -116,9 +121,22 @@ def measured_front(
     members = members[np.argsort(objectives[members, 1])]
     steps = np.linspace(objectives[members[0], 1], objectives[members[-1], 1], count)
     chosen = [candidates[i] for i in np.unique([members[np.abs(objectives[members, 1] - ms).argmin()] for ms in steps])]
+    if not device.at_hand:
+        return [
+            Finalist(c.widths, c.accuracy, c.loss, float(ms), float(ms))
+            for c, ms in zip(chosen, predict(_rows(chosen)), strict=True)
+        ]
     finalists = _measured(device, network, chosen, predict)
     kept = front(np.array([(finalist.loss, finalist.measured_ms) for finalist in finalists]))
     return sorted((f for f, good in zip(finalists, kept, strict=True) if good), key=lambda finalist: finalist.measured_ms)
+
+
+def _as_predicted(network: Network, winner: Candidate, predict: Predict) -> Finish:
+    winner_ms = float(predict(_rows([winner]))[0])
+    uniform = tuple(map(int, uniform_near(network, predict, winner_ms)[0]))
+    unpruned_ms, uniform_ms = map(float, predict(np.array([network.max_widths, uniform])))
+    milliseconds = (unpruned_ms, winner_ms, uniform_ms)
+    return Finish(winner.widths, uniform, winner.accuracy, *milliseconds, milliseconds, ())
 
 
 def _block(waiting: Sequence[Candidate], predict: Predict, correction: float, limit_ms: float) -> list[Candidate]:

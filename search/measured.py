@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from latency.build import build_table
 from latency.coverage import quick_plan
 from latency.devices import Device
 from latency.network import Network
+from latency.predictor import LatencyPredictor
 from latency.protocol import measure
 from latency.table import LatencyTable
 from search.progress import Reporter, Update
@@ -19,7 +22,7 @@ from search.report import read_json, write_json
 def quick_table(device: Device, network: Network, lut: Path, reporter: Reporter) -> LatencyTable:
     """The device's table under `lut`, extended by quick coverage of `network` where that is not in it yet."""
     table, plan = LatencyTable.open(lut, device.fingerprint()), quick_plan(network)
-    if table.count(network) < len(plan):
+    if device.at_hand and table.count(network) < len(plan):
         with reporter.bar(f"measuring {device.name}", len(plan)) as update:
             table = build_table(device, network, plan, table, progress=_counted(update))
     reporter.say(f"latency table: {table.path}, {table.count(network)} structures of this network")
@@ -42,8 +45,10 @@ def unpruned_ms(device: Device, network: Network, table: LatencyTable, folder: P
     """Milliseconds of the unpruned network, measured once for `folder`: percentages must mean the same after resuming.
 
     Noise only adds, so they are the table's where that was faster: in a noisy hour 60 % of the unpruned latency is no longer
-    than in a quiet one.
+    than in a quiet one. Of a device that is elsewhere, they are predicted.
     """
+    if not device.at_hand:
+        return float(LatencyPredictor(table).predict_widths(network, np.array([network.max_widths]))[0])
     path = folder / "unpruned.json"
     if not path.exists():
         measured = measure(device, [network.onnx(network.max_widths)])[0]

@@ -13,7 +13,9 @@ Latency = Annotated[str | None, Option(help="Latency budget per batch: 15ms, or 
 Macs = Annotated[str | None, Option(help="Budget in multiply-adds an image: 150M, 0.95G..1.05G, 60%.")]
 Params = Annotated[str | None, Option(help="Budget in parameters: 2M, 60%.")]
 
-DeviceName = Annotated[str, Option(help=f"Where networks must be fast: {', '.join(DEVICES)}.")]
+DeviceName = Annotated[
+    str, Option(help=f"Where networks must be fast: {', '.join(DEVICES)}; or a table's folder in --lut, of a device elsewhere.")
+]
 Threads = Annotated[int, Option(help="CPU threads that the device computes with.")]
 Precision = Annotated[str, Option(help="fp32, or what else the device offers.")]
 Lut = Annotated[Path, Option(help="Folder of latency tables.")]

@@ -158,12 +158,12 @@ def _winner(
     _say_gain(context, candidates, feasible)
     chosen = _finish(context, candidates, feasible, predict)
     unpruned_ms, winner_ms, uniform_ms = chosen.predicted_ms
-    job = _job(context, pruningnet)
-    teacher, unpruned = trained(job, "unpruned", context.network.max_widths, chosen.unpruned_ms, unpruned_ms)
+    job, measured = _job(context, pruningnet), context.measured
+    teacher, unpruned = trained(job, "unpruned", context.network.max_widths, measured(chosen.unpruned_ms), unpruned_ms)
     job = job.taught_by(teacher if context.config.distill else None)
-    structure, uniform = trained(job, "uniform", chosen.uniform, chosen.uniform_ms, uniform_ms)
+    structure, uniform = trained(job, "uniform", chosen.uniform, measured(chosen.uniform_ms), uniform_ms)
     uniform |= exported(job, context.device, structure, uniform)  # where it does as well, it is there to be taken
-    structure, winner = trained(job, "winner", chosen.winner, chosen.winner_ms, winner_ms)
+    structure, winner = trained(job, "winner", chosen.winner, measured(chosen.winner_ms), winner_ms)
     winner |= {"subval_accuracy": chosen.accuracy, **exported(job, context.device, structure, winner)}
     return [unpruned, uniform, winner], {"finalists": [asdict(finalist) for finalist in chosen.finalists]}
 
@@ -205,14 +205,16 @@ def _front(
         write_json(path, {"finalists": [asdict(member) for member in members]})
     finalists = read_json(path)["finalists"]
     full = np.array(context.network.max_widths)
-    job = _job(context, pruningnet)
-    teacher, unpruned = trained(job, "unpruned", tuple(full), context.unpruned_ms, float(predict(full[None])[0]))
+    job, measured = _job(context, pruningnet), context.measured
+    teacher, unpruned = trained(job, "unpruned", tuple(full), measured(context.unpruned_ms), float(predict(full[None])[0]))
     job = job.taught_by(teacher if context.config.distill else None)
     rows = [unpruned]
     for number, member in enumerate(finalists, 1):
-        structure, row = trained(job, f"front-{number}", member["widths"], member["measured_ms"], member["predicted_ms"])
+        structure, row = trained(
+            job, f"front-{number}", member["widths"], measured(member["measured_ms"]), member["predicted_ms"]
+        )
         rows.append(row | {"subval_accuracy": member["accuracy"], **exported(job, context.device, structure, row)})
-    return rows, {"finalists": finalists}
+    return rows, {"finalists": finalists if context.device.at_hand else []}
 
 
 def _kernels(context: Context, networks: list[dict[str, Any]]) -> dict[str, Any]:

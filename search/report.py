@@ -67,7 +67,7 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def cells(row: Mapping[str, Any]) -> list[str]:
     """What `COLUMNS` show of a row."""
     shown = {**row, "macs": row["macs"] / 1e6, "params": row["params"] / 1e6}
-    return [form.format(shown[key]) for _, key, form in COLUMNS]
+    return ["–" if shown[key] is None else form.format(shown[key]) for _, key, form in COLUMNS]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from latency.devices.base import Device, Events, LoadedModel
+from latency.devices.recorded import RecordedDevice
 from latency.errors import DeviceUnavailable
 
 __all__ = ["DEVICES", "Device", "Events", "LoadedModel", "open_device"]
@@ -31,7 +32,8 @@ def open_device(name: str, *, threads: int = 1, precision: str = "fp32", lut: Pa
 
     Args:
         name: "ort" (ONNX Runtime on this CPU), "torch" (PyTorch on this CPU), "trt" (TensorRT on an NVIDIA GPU), "ort-cuda",
-            "torch-cuda" (the same libraries there); "torch-compiled" and "torch-cuda-compiled" compile the model first.
+            "torch-cuda" (the same libraries there); "torch-compiled" and "torch-cuda-compiled" compile the model first. Or
+            the name of a folder in `lut`, for the device that measured that table elsewhere.
         threads: CPU threads that compute.
         precision: "fp32", or what else the device offers: tf32, fp16, int8.
         lut: folder of latency tables, beside which the device may keep what makes its next session quicker.
@@ -39,8 +41,13 @@ def open_device(name: str, *, threads: int = 1, precision: str = "fp32", lut: Pa
     Raises:
         DeviceUnavailable: unknown name, or something is missing: says what to install.
     """
+    if name not in DEVICES and lut is not None and (lut / name).is_dir():
+        return RecordedDevice(lut / name)
     if name not in DEVICES:
-        raise DeviceUnavailable(f"device '{name}' is unknown; expected one of: {', '.join(DEVICES)}.")
+        raise DeviceUnavailable(
+            f"device '{name}' is unknown; expected one of: {', '.join(DEVICES)}; or the name of a table's folder, for a device "
+            "elsewhere."
+        )
     if not 1 <= threads <= _processors():
         raise DeviceUnavailable(f"threads={threads} given; expected 1 to {_processors()}, the processors of this machine.")
     module, _, backend = DEVICES[name].partition(":")

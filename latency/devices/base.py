@@ -37,6 +37,8 @@ class Device(ABC):
     """Something that measures ONNX models."""
 
     name: str
+    at_hand = True
+    """Whether it can measure."""
     max_spread = 0.03
     """How far rounds may lie above the latency, relative to it, and agree with it."""
 

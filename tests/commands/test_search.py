@@ -144,6 +144,22 @@ def test_a_second_run_uses_the_table_and_the_pruningnet_and_gives_the_same_searc
     assert results[0]["search"]["evaluations"] == results[1]["search"]["evaluations"]
 
 
+@pytest.mark.parametrize("front", [False, True])
+def test_a_device_elsewhere_is_searched_for_by_its_table(front: bool, finished, workplace) -> None:
+    (table,) = (workplace / "lut_data").glob("ort-*")
+    out = workplace / f"runs/elsewhere-{front}"
+    done = command([*SEARCH, "--device", table.name, "--out", str(out), *["--pareto"] * front], workplace)
+    assert "is elsewhere: nothing is measured" in done.stdout
+    result = json.loads((out / "result.json").read_text())
+    unpruned, last = result["networks"][0], result["networks"][-1]
+    assert {row["measured_ms"] for row in result["networks"]} == {None}
+    assert not any("exported_ms" in row for row in result["networks"])
+    assert last["predicted_ms"] <= 0.6 * unpruned["predicted_ms"] * (1 + 1e-6)
+    assert result["device"] == json.loads((finished[0] / "result.json").read_text())["device"]
+    assert (out / f"{last['label']}.onnx").exists()
+    assert (out / "report.html").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_anywhere_a_run_goes_on_to_its_result(stop: signal.Signals, finished, workplace) -> None:

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 import latency
+from latency.build import build_table
+from latency.coverage import quick_plan
 from latency.devices.clock import PATIENCE
 from latency.devices.core import CoreMonitor
 from latency.kernels import find_kernels
 from latency.measurement import Measurement
 from latency.protocol import measure
+from latency.table import LatencyTable
 from pruning.networks import load
 
 ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("trt", "ort-cuda", "torch-cuda", "torch-cuda-compiled")]
@@ -88,6 +91,22 @@ def test_unknown_and_unavailable_devices_say_what_to_do() -> None:
         latency.open_device("npu")
     with pytest.raises(latency.DeviceUnavailable, match="expected 1 to"):
         latency.open_device("ort", threads=0)
+
+
+def test_a_device_elsewhere_is_known_by_its_table(lawful, tiny_network, tmp_path) -> None:
+    table = build_table(lawful, tiny_network, quick_plan(tiny_network, 10), LatencyTable.open(tmp_path, lawful.fingerprint()))
+    device = latency.open_device(table.path.name, lut=tmp_path)
+    assert device.fingerprint() == lawful.fingerprint()
+    assert not device.at_hand
+    with pytest.raises(latency.DeviceUnavailable, match="measure where it is, with --device lawful"):
+        build_table(device, tiny_network, quick_plan(tiny_network, 12), table)
+    assert not table.refused
+    table.path.rename(tmp_path / "mine")
+    with pytest.raises(latency.TableError, match="give the folder that name"):
+        latency.open_device("mine", lut=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(latency.TableError, match="no latency table"):
+        latency.open_device("empty", lut=tmp_path)
 
 
 @pytest.mark.parametrize(("disturbed", "found"), [(1, True), (1000, False)])

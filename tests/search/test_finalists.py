@@ -51,6 +51,16 @@ def test_the_best_candidate_within_the_measured_budget_wins(lawful, tiny_network
     assert result.uniform_ms == pytest.approx(result.winner_ms, rel=0.12)
 
 
+def test_of_a_device_elsewhere_the_best_candidate_wins_by_its_prediction(lawful_type, tiny_network, predictor) -> None:
+    elsewhere = lawful_type()
+    elsewhere.at_hand, elsewhere.load = False, None
+    result, candidates, limit = finished(elsewhere, tiny_network, predictor, 0.7)
+    assert result.winner == min(candidates, key=lambda c: c.loss).widths
+    assert (result.unpruned_ms, result.winner_ms, result.uniform_ms) == result.predicted_ms
+    assert result.winner_ms <= limit
+    assert not result.finalists
+
+
 @pytest.mark.parametrize("slower", [1.05, 1.15])
 def test_a_device_slower_than_predicted_costs_measurements_not_the_budget(lawful_type, tiny_network, predictor, slower) -> None:
     device = lawful_type(lambda total: total * slower)
