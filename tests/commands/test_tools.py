@@ -3,9 +3,17 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
+import tinynet
 from launcher import ROOT, command
+
+import latency
+from latency.build import build_table
+from latency.coverage import quick_plan
+from latency.table import LatencyTable
 
 
 def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:
@@ -136,6 +144,30 @@ def test_a_device_shows_all_its_evidence_and_is_not_measured_twice(workplace) ->
     assert checked["clocks"]["own_ms"] > 0
     assert len(checked["rows"]) == 8
     assert list((workplace / "checked").glob("torch-fp32-*/table.parquet"))
+
+
+def test_onnx_files_are_measured_without_torch(workplace) -> None:
+    network = latency.trace(tinynet.wide(), (1, 3, 24, 24), align=8)
+    for name, scale in (("large", 1.0), ("small", 0.3)):
+        (workplace / f"{name}.onnx").write_bytes(network.onnx(network.nearest_widths(scale)))
+    without = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    tool = ["-c", without, str(ROOT / "tools/measure_onnx.py"), "--lut", "none"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *tool, *arguments], cwd=workplace, env=environment, capture_output=True, text=True
+        )
+
+    done = run("large.onnx", "small.onnx")
+    large, small = (float(ms) for ms in re.findall(r"\.onnx: (\S+) ms", done.stdout))
+    assert small < large, done.stderr
+    assert run("large.onnx", "nothing.onnx").returncode == 2
+    device = latency.open_device("ort")
+    table = LatencyTable.open(workplace / "few", device.fingerprint())
+    build_table(device, network, quick_plan(network, 24), table)
+    measured_too = command([str(ROOT / "tools/measure_onnx.py"), "large.onnx", "--lut", "few"], workplace)
+    assert re.search(r"large\.onnx: \S+ ms.*; predicted \S+ ms \(\S+ … \S+\)", measured_too.stdout)
 
 
 @pytest.mark.slow
