@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latency.errors import MillipruneError
+from latency.errors import MillipruneError, TraceError
+from latency.network import Network
+from latency.tracing import trace
 
 
 class UnknownNetwork(MillipruneError):
@@ -120,6 +122,20 @@ def _said(error: Exception) -> str:
     theirs = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]
     where = f" ({os.path.basename(theirs[-1].filename)}, line {theirs[-1].lineno})" if theirs else ""
     return f"{type(error).__name__}: {error}{where}"
+
+
+def trace_classifier(module: nn.Module, name: str, shape: Sequence[int], classes: int, align: int) -> Network:
+    """`module` traced on images [N, C, H, W] of this `shape`, of which it scores so many classes; `align` is `latency.trace`'s.
+
+    Raises:
+        UnknownNetwork: its output is no tensor [N, classes or more].
+        TraceError: it cannot be traced, or nothing of it pruned.
+    """
+    network = trace(module, tuple(shape), align=align, name=name)
+    require_classifier(module, name, shape, classes)
+    if not network.genes:
+        raise TraceError(f"{name} has no channels to prune: every layer meets something that keeps them.")
+    return network
 
 
 def require_classifier(module: nn.Module, name: str, shape: Sequence[int], classes: int) -> None:

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from latency import open_device, trace
+from latency import open_device
 from latency.alignment import alignment_of
 from latency.devices import Device
-from latency.errors import TraceError
 from latency.network import Network
 from latency.predictor import LatencyPredictor
 from pruning.data import Dataset, load_data
 from pruning.evaluate import STATISTICS_BATCH, calibration_images
 from pruning.fit import Recipe, training_steps
 from pruning.hardware import compute_device
-from pruning.networks import load, require_classifier
+from pruning.networks import load, trace_classifier
 from pruning.normalise import gains_bn, trained_weights
 from pruning.pretrained import digest, load_weights
 from pruning.pruningnet import PruningNet
@@ -56,8 +55,7 @@ class Context:
         kept = load_weights(module, config.network, config.weights) if config.weights else ()
         shape = (config.batch, 3, data.size, data.size)
         align = config.align or alignment_of(device, lut)
-        network = trace(module, shape, align=align, name=config.network)
-        require_classifier(module, network.name, shape, data.classes)
+        network = trace_classifier(module, config.network, shape, data.classes, align)
         reporter.say(
             f"{network.name}: {len(network.genes)} genes in multiples of {align}, "
             f"{show_amount(network.macs(network.max_widths), 'macs')} MACs; "
@@ -70,8 +68,6 @@ class Context:
                 f"channels that meet an operation that cannot be followed are kept ({len(network.unfollowed)} of them; "
                 f"{network.unfollowed[0]}, for one)"
             )
-        if not network.genes:
-            raise TraceError(f"{network.name} has no channels to prune: every layer meets something that keeps them.")
         if gains_bn(network):
             reporter.say("its convolutions have BN while they are trained, folded into them when exported")
         if kept:

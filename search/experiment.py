@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latency import open_device, trace
+from latency import open_device
 from latency.alignment import alignment_of
 from latency.devices import Device
 from latency.network import Network
@@ -17,7 +17,7 @@ from latency.predictor import LatencyPredictor
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
 from pruning.fit import Recipe, training_steps
-from pruning.networks import load, require_classifier
+from pruning.networks import load, trace_classifier
 from pruning.pruningnet import PruningNet
 from pruning.train import (
     Supernet,
@@ -51,9 +51,7 @@ class Experiment:
         """Trace the network; a quick table is measured first where there is none."""
         device, reporter = open_device(device_name, lut=lut), Reporter()
         shape = (1, 3, data.size, data.size)
-        module = load(name, data.classes)
-        network = trace(module, shape, align=alignment_of(device, lut), name=name)
-        require_classifier(module, name, shape, data.classes)
+        network = trace_classifier(load(name, data.classes), name, shape, data.classes, alignment_of(device, lut))
         table = quick_table(device, network, lut, reporter)
         return cls(device, data, network, LatencyPredictor(table), runs / name.replace(":", "."), reporter)
 

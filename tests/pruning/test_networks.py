@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pruning.networks import UnknownNetwork, load, require_classifier
+import latency
+from pruning.networks import UnknownNetwork, load, require_classifier, trace_classifier
 
 
 def test_mobilenet_v1_is_the_papers() -> None:
@@ -50,3 +51,11 @@ def test_a_classifier_gives_one_score_for_each_class(module: torch.nn.Module, sa
     else:
         with pytest.raises(UnknownNetwork, match=said):
             require_classifier(module, "net", shape, 4)
+
+
+def test_a_network_without_channels_to_prune_is_refused() -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
+    with pytest.raises(latency.TraceError, match="net has no channels to prune"):
+        trace_classifier(module, "net", (1, 3, 8, 8), 10, align=1)
+    one = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.Flatten(), torch.nn.Linear(4, 10))
+    assert len(trace_classifier(one, "net", (1, 3, 8, 8), 10, align=1).genes) == 1
