@@ -83,7 +83,7 @@ class Context:
     @cached_property
     def unpruned_ms(self) -> float:
         """Measured once for `out`."""
-        return unpruned_ms(self.device, self.network, self.predictor.table, self.out)
+        return unpruned_ms(self.device, self.network, self.predictor, self.out)
 
     def measured(self, ms: float) -> float | None:
         """`ms` where the device has said so; None where it is elsewhere, and they are predicted."""

@@ -61,7 +61,7 @@ class Experiment:
 
     def unpruned_ms(self) -> float:
         """Measured once, so that percentages keep their meaning."""
-        return unpruned_ms(self.device, self.network, self.predictor.table, self.runs)
+        return unpruned_ms(self.device, self.network, self.predictor, self.runs)
 
     def pruningnet(self, kind: Supernet, recipe: Recipe, feasible: FeasibleSet) -> tuple[PruningNet, float]:
         """A PruningNet, trained for searches in `feasible`, and the seconds that training took (its last part, if it was

@@ -121,11 +121,6 @@ def measured_front(
     members = members[np.argsort(objectives[members, 1])]
     steps = np.linspace(objectives[members[0], 1], objectives[members[-1], 1], count)
     chosen = [candidates[i] for i in np.unique([members[np.abs(objectives[members, 1] - ms).argmin()] for ms in steps])]
-    if not device.at_hand:
-        return [
-            Finalist(c.widths, c.accuracy, c.loss, float(ms), float(ms))
-            for c, ms in zip(chosen, predict(_rows(chosen)), strict=True)
-        ]
     finalists = _measured(device, network, chosen, predict)
     kept = front(np.array([(finalist.loss, finalist.measured_ms) for finalist in finalists]))
     return sorted((f for f, good in zip(finalists, kept, strict=True) if good), key=lambda finalist: finalist.measured_ms)
@@ -149,7 +144,9 @@ def _block(waiting: Sequence[Candidate], predict: Predict, correction: float, li
 
 def _measured(device: Device, network: Network, block: Sequence[Candidate], predict: Predict) -> list[Finalist]:
     rows = _rows(block)
-    times = zip(block, predict(rows), measured_ms(device, network, rows), strict=True)
+    predicted = predict(rows)
+    measured = measured_ms(device, network, rows) if device.at_hand else predicted
+    times = zip(block, predicted, measured, strict=True)
     return [Finalist(c.widths, c.accuracy, c.loss, float(before), float(ms)) for c, before, ms in times]
 
 

@@ -41,17 +41,17 @@ def _counted(update: Update) -> Callable[[int], object]:
     return add
 
 
-def unpruned_ms(device: Device, network: Network, table: LatencyTable, folder: Path) -> float:
+def unpruned_ms(device: Device, network: Network, predictor: LatencyPredictor, folder: Path) -> float:
     """Milliseconds of the unpruned network, measured once for `folder`: percentages must mean the same after resuming.
 
     Noise only adds, so they are the table's where that was faster: in a noisy hour 60 % of the unpruned latency is no longer
     than in a quiet one. Of a device that is elsewhere, they are predicted.
     """
     if not device.at_hand:
-        return float(LatencyPredictor(table).predict_widths(network, np.array([network.max_widths]))[0])
+        return float(predictor.predict_widths(network, np.array([network.max_widths]))[0])
     path = folder / "unpruned.json"
     if not path.exists():
         measured = measure(device, [network.onnx(network.max_widths)])[0]
-        latency_ms = min(measured.latency_ms, table.latencies(network).get(network.max_widths, math.inf))
+        latency_ms = min(measured.latency_ms, predictor.table.latencies(network).get(network.max_widths, math.inf))
         write_json(path, {"latency_ms": latency_ms, "rounds_ms": measured.rounds_ms.tolist()})
     return float(read_json(path)["latency_ms"])

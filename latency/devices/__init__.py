@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 
 from latency.devices.base import Device, Events, LoadedModel
-from latency.devices.recorded import RecordedDevice
 from latency.errors import DeviceUnavailable
 
 __all__ = ["DEVICES", "Device", "Events", "LoadedModel", "open_device"]
@@ -41,19 +40,26 @@ def open_device(name: str, *, threads: int = 1, precision: str = "fp32", lut: Pa
     Raises:
         DeviceUnavailable: unknown name, or something is missing: says what to install.
     """
-    if name not in DEVICES and lut is not None and (lut / name).is_dir():
-        return RecordedDevice(lut / name)
     if name not in DEVICES:
-        raise DeviceUnavailable(
-            f"device '{name}' is unknown; expected one of: {', '.join(DEVICES)}; or the name of a table's folder, for a device "
-            "elsewhere."
-        )
+        return _elsewhere(name, lut)
     if not 1 <= threads <= _processors():
         raise DeviceUnavailable(f"threads={threads} given; expected 1 to {_processors()}, the processors of this machine.")
     module, _, backend = DEVICES[name].partition(":")
     opened = getattr(import_module(f"latency.devices.{module}"), backend)
     device: Device = opened(name=name, threads=threads, precision=precision, lut=lut)
     return device
+
+
+def _elsewhere(name: str, lut: Path | None) -> Device:
+    """The device of the table in `lut` that has this name."""
+    if lut is None or not (lut / name).is_dir():
+        raise DeviceUnavailable(
+            f"device '{name}' is unknown; expected one of: {', '.join(DEVICES)}; or the name of a table's folder, for a device "
+            "elsewhere."
+        )
+    from latency.devices.recorded import RecordedDevice
+
+    return RecordedDevice(lut / name)
 
 
 def _processors() -> int:

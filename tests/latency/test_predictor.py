@@ -238,7 +238,7 @@ def test_our_onnx_says_which_network_it_is_of(tiny_network) -> None:
 
 def test_importing_latency_loads_nothing_heavy() -> None:
     heavy = ("torch", "sklearn", "onnxruntime", "onnx", "pandas", "numpy", "tensorrt")
-    code = f"import sys, latency; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, latency, latency.devices; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
