@@ -41,16 +41,16 @@ def isolated_models(model: bytes) -> list[tuple[Kernel, bytes]]:
 
 
 def isolated_sums(
-    device: KeptMeasurements, models: Sequence[bytes], progress: Callable[[int], object] = lambda done: None
+    device: KeptMeasurements, models: Sequence[bytes], core_ms: float, progress: Callable[[int], object] = lambda done: None
 ) -> list[float]:
-    """Milliseconds of each model as the sum of its kernels, each kind of kernel measured once and alone."""
+    """Milliseconds of each model, at that speed of the core, as the sum of its kernels, each kind measured once and alone."""
     known: dict[Kernel, float] = {}
     sums = []
     for model in models:
         parts = isolated_models(model)
         for kernel, alone in parts:
             if kernel not in known:
-                known[kernel] = device.measured(f"alone {kernel}", [alone], PROTOCOL)[0].latency_ms
+                known[kernel] = device.measured(f"alone {kernel}", [alone], PROTOCOL)[0].at_speed(core_ms)
         sums.append(sum(known[kernel] for kernel, _ in parts))
         progress(1)
     return sums

@@ -12,6 +12,7 @@ from latency.errors import TableError
 from latency.files import write_whole
 from latency.fingerprint import slug
 from latency.protocol import Protocol, measure
+from latency.speed import at_speed
 
 
 class Timed(NamedTuple):
@@ -19,6 +20,11 @@ class Timed(NamedTuple):
 
     latency_ms: float
     stable: bool
+    core_ms: float
+
+    def at_speed(self, core_ms: float) -> float:
+        """Milliseconds at that speed of the core."""
+        return float(at_speed(self.latency_ms, self.core_ms, core_ms))
 
 
 class KeptMeasurements:
@@ -44,7 +50,9 @@ class KeptMeasurements:
         """
         key = f"{slug(self.device.fingerprint())}: {what}"
         if key not in self._known:
-            self._known[key] = [Timed(one.latency_ms, one.stable) for one in measure(self.device, models, protocol)]
+            self._known[key] = [
+                Timed(one.latency_ms, one.stable, one.core_ms) for one in measure(self.device, models, protocol)
+            ]
             if self._file is not None:
                 self._write(self._file)
         return self._known[key]
@@ -64,6 +72,6 @@ class KeptMeasurements:
 def _read(file: Path) -> dict[str, list[Timed]]:
     try:
         known = json.loads(file.read_text()).items()
-        return {what: [Timed(float(latency_ms), bool(stable)) for latency_ms, stable in timed] for what, timed in known}
+        return {what: [Timed(float(ms), bool(stable), float(core)) for ms, stable, core in timed] for what, timed in known}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TableError(f"'{file}' cannot be read ({error}); remove it, and all is measured again.") from error

@@ -18,14 +18,18 @@ class Measurement:
         latency_ms: end to end, unprofiled: the mean of the fastest of `rounds_ms`.
         kernels: one row for each kernel in execution order: type, batch, cin, cout, height, width, out_height,
             out_width, ms. The ms sum to `latency_ms`.
-        rounds_ms: float64[R], the fastest run of every round measured.
+        core_ms: of a fixed computation on the same core, the mean of the fastest of each of these rounds: how fast the core
+            was (see `latency.speed`); NaN where the device has none.
+        rounds_ms: float64[R], the fastest run of every round measured. rounds_core_ms: the same of the fixed computation.
         stable: whether enough undisturbed rounds agree; unstable ones have been repeated up to the protocol's limit.
         conditions: of the machine meanwhile.
     """
 
     latency_ms: float
+    core_ms: float
     kernels: pd.DataFrame
     rounds_ms: np.ndarray
+    rounds_core_ms: np.ndarray
     stable: bool
     conditions: Conditions
 

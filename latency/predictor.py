@@ -76,8 +76,10 @@ class LatencyPredictor:
             raise PredictionError(f"the table at '{table.path}' holds no stable measurement; build it on a quieter machine.")
         self.table = table
         fitted = stable & _evenly(table.structures["signature"])
-        self._structures = table.structures[fitted]
-        kernels = table.kernels[stable[table.kernels["structure"]]]
+        self._structures = table.structures.assign(latency_ms=table.latency_ms)[fitted]
+        speed = table.latency_ms / table.structures["latency_ms"].to_numpy()
+        kernels = table.kernels.assign(ms=table.kernels["ms"] * speed[table.kernels["structure"]])
+        kernels = kernels[stable[kernels["structure"]]]
         mine = fitted[kernels["structure"]]
         self._regressor = KernelRegressor(kernels, mine)
         self._kernels = kernels[mine].reset_index(drop=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import onnx
@@ -81,16 +81,22 @@ def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None =
 
 @dataclass(frozen=True)
 class _Rounds:
-    """The fastest run of each round, float64[R], and which rounds had runs that nothing was seen to disturb."""
+    """The fastest run of each round and of the fixed computation in it, float64[R] each, and which rounds had runs that
+    nothing was seen to disturb."""
 
     ms: np.ndarray
+    core_ms: np.ndarray
     quiet: np.ndarray
 
     def plus(self, other: _Rounds) -> _Rounds:
-        return _Rounds(np.append(self.ms, other.ms), np.append(self.quiet, other.quiet))
+        return _Rounds(*(np.append(mine, its) for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    def fastest(self, protocol: Protocol) -> np.ndarray:
+        """int64: the rounds whose mean is the latency."""
+        return np.argsort(self.ms)[: protocol.fastest]
 
     def latency_ms(self, protocol: Protocol) -> float:
-        return float(np.sort(self.ms)[: protocol.fastest].mean())
+        return float(self.ms[self.fastest(protocol)].mean())
 
     def stable(self, protocol: Protocol, max_spread: float) -> bool:
         """Whether enough rounds lie within `max_spread` of the latency to believe it, and enough were quiet: those that a
@@ -115,21 +121,24 @@ def _timed(loaded: Sequence[LoadedModel], protocol: Protocol, max_spread: float)
 
 def _visited(loaded: LoadedModel, protocol: Protocol) -> _Rounds:
     """Warm up, see how many rounds of how many runs to make, and make half of them in one go."""
-    once = float(np.median(loaded.time_ms(protocol.min_runs)[0]))
+    once = float(np.median(loaded.times(protocol.min_runs).ms))
     loaded.run(math.ceil(protocol.warmup_ms / once))
     runs = max(protocol.min_runs, math.ceil(protocol.round_ms / once))
     affordable = math.ceil(protocol.timed_ms / (runs * once))
     count = math.ceil(min(protocol.rounds, max(protocol.fewest_rounds, affordable)) / 2)
-    timed = [loaded.time_ms(runs) for _ in range(count)]
-    return _Rounds(np.array([times.min() for times, _ in timed]), np.array([quiet.any() for _, quiet in timed]))
+    timed = [loaded.times(runs) for _ in range(count)]
+    columns = zip(*((one.ms.min(), one.core_ms, one.quiet.any()) for one in timed), strict=True)
+    return _Rounds(*map(np.array, columns))
 
 
 def _verdict(
     kernels: pd.DataFrame, rounds: _Rounds, protocol: Protocol, max_spread: float, conditions: Conditions
 ) -> Measurement:
     latency_ms = rounds.latency_ms(protocol)
+    core_ms = float(rounds.core_ms[rounds.fastest(protocol)].mean())
     scaled = kernels.assign(ms=kernels["ms"] * (latency_ms / kernels["ms"].sum()))
-    return Measurement(latency_ms, scaled, rounds.ms, rounds.stable(protocol, max_spread), conditions)
+    stable = rounds.stable(protocol, max_spread)
+    return Measurement(latency_ms, core_ms, scaled, rounds.ms, rounds.core_ms, stable, conditions)
 
 
 def _profiled(loaded: LoadedModel, model: bytes, protocol: Protocol) -> pd.DataFrame:

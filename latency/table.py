@@ -29,6 +29,7 @@ from latency.fingerprint import Fingerprint, difference, require_same, slug
 from latency.kernels import KERNEL_FIELDS
 from latency.measurement import Measurement
 from latency.network import Network
+from latency.speed import at_speed, typical
 
 SCHEMA_VERSION = 2
 """2026-11-24: version 1, one row a structure; version 2, the same with other kernels (see `kernels` and `protocol`)."""
@@ -36,8 +37,12 @@ SCHEMA_VERSION = 2
 _KERNEL = pa.struct(
     [("type", pa.string()), *[(name, pa.int32()) for name in KERNEL_FIELDS if name != "type"], ("ms", pa.float64())]
 )
+_SPEED = {"core_ms": pa.float64(), "rounds_core_ms": pa.list_(pa.float64())}
+"""NaN for a GPU."""
 _GPU_STATE = {"clock_mhz": pa.float32(), "temperature_c": pa.float32(), "throttled": pa.string()}
-"""Empty for devices that are no GPU, and absent from files written before there were any."""
+"""Empty for devices that are no GPU."""
+_ADDED = _SPEED | _GPU_STATE
+"""Columns that are absent from older files."""
 
 _SCHEMA = pa.schema(
     [
@@ -47,6 +52,7 @@ _SCHEMA = pa.schema(
         ("widths", pa.list_(pa.int32())),
         ("latency_ms", pa.float64()),
         ("rounds_ms", pa.list_(pa.float64())),
+        *_SPEED.items(),
         ("stable", pa.bool_()),
         ("load", pa.float32()),
         ("steal", pa.float32()),
@@ -129,10 +135,21 @@ class LatencyTable:
         """How many structures of `network` have been measured."""
         return sum(signature == network.signature for signature, _ in self.keys)
 
+    @cached_property
+    def core_ms(self) -> float:
+        """Speed of the core that latencies are brought to: what is typical of this table (see `latency.speed`)."""
+        return typical(self.structures["core_ms"][self.structures["stable"]])
+
+    @cached_property
+    def latency_ms(self) -> np.ndarray:
+        """float64[S]: of every structure, at the table's speed."""
+        return at_speed(self.structures["latency_ms"], self.structures["core_ms"], self.core_ms)
+
     def latencies(self, network: Network) -> dict[tuple[int, ...], float]:
-        """Widths → milliseconds of every structure of `network`, in the order of measurement."""
-        own = self.structures[self.structures["signature"] == network.signature]
-        return {tuple(widths.tolist()): ms for widths, ms in zip(own["widths"], own["latency_ms"], strict=True)}
+        """Widths → milliseconds at the table's speed of every structure of `network`, in the order of measurement."""
+        own = (self.structures["signature"] == network.signature).to_numpy()
+        widths = self.structures["widths"][own]
+        return {tuple(one.tolist()): ms for one, ms in zip(widths, self.latency_ms[own].tolist(), strict=True)}
 
     @property
     def refused(self) -> dict[StructureKey, str]:
@@ -246,14 +263,14 @@ def _read_part(file: Path) -> tuple[Fingerprint, pa.Table]:
     if version < SCHEMA_VERSION:
         raise TableError(f"'{file}' has the older schema version {version}; remove it and build the table again.")
     try:
-        rows = _with_gpu_state(handle.read().replace_schema_metadata(None)).select(_SCHEMA.names).cast(_SCHEMA)
+        rows = _with_all_columns(handle.read().replace_schema_metadata(None)).select(_SCHEMA.names).cast(_SCHEMA)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise TableError(f"'{file}' cannot be read as a latency table ({error}); remove it and build again.") from error
     return json.loads(metadata[b"milliprune_fingerprint"]), rows
 
 
-def _with_gpu_state(rows: pa.Table) -> pa.Table:
-    for name, kind in _GPU_STATE.items():
+def _with_all_columns(rows: pa.Table) -> pa.Table:
+    for name, kind in _ADDED.items():
         if name not in rows.column_names:
             rows = rows.append_column(name, pa.nulls(len(rows), kind))
     return rows
@@ -273,6 +290,8 @@ def _record(network: Network, widths: Iterable[int], measured: Measurement) -> d
         "widths": [int(width) for width in widths],
         "latency_ms": measured.latency_ms,
         "rounds_ms": measured.rounds_ms.tolist(),
+        "core_ms": measured.core_ms,
+        "rounds_core_ms": measured.rounds_core_ms.tolist(),
         "stable": measured.stable,
         "load": measured.conditions.load,
         "steal": measured.conditions.steal,

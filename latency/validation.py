@@ -35,8 +35,10 @@ def measured_against_predicted(
 
     Returns:
         One row each: widths, measured_ms, again_ms (the second pass), predicted_ms, low_ms, high_ms, macs, stable,
-        isolated_ms (the sum of its kernels measured alone). `progress` is called with passes over structures done.
+        isolated_ms (the sum of its kernels measured alone). All but wall_ms, what the first pass measured, are at the table's
+        speed of the core. `progress` is called with passes over structures done.
     """
+    speed = predictor.table.core_ms
     fresh = fresh_structures(network, predictor, samples, seed)
     models = [network.onnx(widths) for widths in fresh]
     first, second = (_measured(device, network, fresh, models, progress, turn) for turn in ("", "again "))
@@ -44,14 +46,15 @@ def measured_against_predicted(
     return pd.DataFrame(
         {
             "widths": fresh.tolist(),
-            "measured_ms": [one.latency_ms for one in first],
-            "again_ms": [one.latency_ms for one in second],
+            "wall_ms": [one.latency_ms for one in first],
+            "measured_ms": [one.at_speed(speed) for one in first],
+            "again_ms": [one.at_speed(speed) for one in second],
             "predicted_ms": predictor.predict_widths(network, fresh),
             "low_ms": low,
             "high_ms": high,
             "macs": network.macs(fresh),
             "stable": [one.stable for one in first],
-            **({"isolated_ms": isolated_sums(device, models, progress)} if isolated else {}),
+            **({"isolated_ms": isolated_sums(device, models, speed, progress)} if isolated else {}),
         }
     )
 
@@ -65,8 +68,8 @@ def by_the_wall_ms(device: Device, model: bytes, blocks: int = 20, block_ms: flo
     loaded = device.load(model)
     try:
         loaded.profile(1)
-        runs = max(3, round(block_ms / float(np.median(loaded.time_ms(3)[0]))))
-        pairs = [(float(np.median(loaded.time_ms(runs)[0])), _wall_ms(loaded, runs)) for _ in range(blocks)]
+        runs = max(3, round(block_ms / float(np.median(loaded.times(3).ms))))
+        pairs = [(float(np.median(loaded.times(runs).ms)), _wall_ms(loaded, runs)) for _ in range(blocks)]
     finally:
         loaded.close()
     own, wall = np.quantile(np.array(pairs), 0.25, axis=0)
@@ -126,7 +129,7 @@ def one_gene_differences(
         narrow[row, gene], wide[row, gene] = choices[len(choices) // 4 if len(choices) > 3 else 0], choices[-1]
     pairs = np.stack([narrow, wide], axis=1).reshape(-1, narrow.shape[1])
     measured = _measured(device, network, pairs, [network.onnx(widths) for widths in pairs], progress, "pairs ")
-    latency_ms = np.array([one.latency_ms for one in measured]).reshape(-1, 2)
+    latency_ms = np.array([one.at_speed(predictor.table.core_ms) for one in measured]).reshape(-1, 2)
     predicted, profiled = (how(network, pairs).reshape(-1, 2) for how in (predictor.predict_widths, predictor.profiled_ms))
     return pd.DataFrame(
         {
@@ -187,16 +190,18 @@ def agreement(measured: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def summary(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """How far each is from the first measurement.
+    """How far each is from the first measurement, at the table's speed of the core.
 
-    "predictor" with its band's coverage, "measured again" (the noise floor), "macs" after the one factor that serves them
-    best, and "isolated kernels" as they are summed, where they were measured.
+    "predictor" with its band's coverage; "by the clock", the same beside what was measured at whatever speed the core had;
+    "measured again" (the noise floor); "macs" after the one factor that serves them best; and "isolated kernels" as they are
+    summed, where they were measured.
     """
     measured = rows["measured_ms"].to_numpy()
     inside = (measured >= rows["low_ms"]) & (measured <= rows["high_ms"])
     factor = np.median(measured / rows["macs"])
     figures = {
         "predictor": agreement(measured, rows["predicted_ms"].to_numpy()) | {"band_coverage": float(inside.mean())},
+        "by the clock": agreement(rows["wall_ms"].to_numpy(), rows["predicted_ms"].to_numpy()),
         "measured again": agreement(measured, rows["again_ms"].to_numpy()),
         "macs": agreement(measured, rows["macs"].to_numpy() * factor),
     }

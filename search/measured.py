@@ -14,6 +14,7 @@ from latency.devices import Device
 from latency.network import Network
 from latency.predictor import LatencyPredictor
 from latency.protocol import measure
+from latency.speed import at_speed
 from latency.table import LatencyTable
 from search.progress import Reporter, Update
 from search.report import read_json, write_json
@@ -44,14 +45,16 @@ def _counted(update: Update) -> Callable[[int], object]:
 def unpruned_ms(device: Device, network: Network, predictor: LatencyPredictor, folder: Path) -> float:
     """Milliseconds of the unpruned network, measured once for `folder`: percentages must mean the same after resuming.
 
-    Noise only adds, so they are the table's where that was faster: in a noisy hour 60 % of the unpruned latency is no longer
-    than in a quiet one. Of a device that is elsewhere, they are predicted.
+    They are brought to the table's speed of the core, and are the table's own where those were fewer, since noise only adds:
+    in a noisy hour 60 % of the unpruned latency is no longer than in a quiet one. Of a device that is elsewhere, they are
+    predicted.
     """
     if not device.at_hand:
         return float(predictor.predict_widths(network, np.array([network.max_widths]))[0])
     path = folder / "unpruned.json"
     if not path.exists():
         measured = measure(device, [network.onnx(network.max_widths)])[0]
-        latency_ms = min(measured.latency_ms, predictor.table.latencies(network).get(network.max_widths, math.inf))
+        now_ms = float(at_speed(measured.latency_ms, measured.core_ms, predictor.table.core_ms))
+        latency_ms = min(now_ms, predictor.table.latencies(network).get(network.max_widths, math.inf))
         write_json(path, {"latency_ms": latency_ms, "rounds_ms": measured.rounds_ms.tolist()})
     return float(read_json(path)["latency_ms"])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from latency.devices import Device, Events
+from latency.devices import Device, Events, Times
 from latency.kernels import Kernel, find_kernels
 
 
@@ -29,8 +29,8 @@ class LawfulModel:
     def profile(self, runs: int) -> Events:
         return [((one.output,), self.law(one.kernel)) for one in self.placed]
 
-    def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.full(runs, self.total), np.full(runs, True)
+    def times(self, runs: int) -> Times:
+        return Times(np.full(runs, self.total), np.full(runs, True), core_ms=1.0)
 
     def run(self, times: int) -> None:
         time.sleep(times * self.total / 1000)

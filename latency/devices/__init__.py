@@ -9,10 +9,10 @@ import os
 from importlib import import_module
 from pathlib import Path
 
-from latency.devices.base import Device, Events, LoadedModel
+from latency.devices.base import Device, Events, LoadedModel, Times
 from latency.errors import DeviceUnavailable
 
-__all__ = ["DEVICES", "Device", "Events", "LoadedModel", "open_device"]
+__all__ = ["DEVICES", "Device", "Events", "LoadedModel", "Times", "open_device"]
 
 DEVICES = {
     "ort": "ort:OrtDevice",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,15 +16,28 @@ Events = list[tuple[tuple[str, ...], float]]
 its median milliseconds."""
 
 
+class Times(NamedTuple):
+    """Runs of a model in a row.
+
+    Attributes:
+        ms: float64[R], end to end, without profiler, each of one run or the mean of some.
+        quiet: bool[R], which of them had the device to themselves, as far as it can tell.
+        core_ms: the fastest that a fixed computation was on the same core meanwhile; NaN where a device has none.
+    """
+
+    ms: np.ndarray
+    quiet: np.ndarray
+    core_ms: float = float("nan")
+
+
 class LoadedModel(Protocol):
     """A model resident on its device, inputs bound."""
 
     def profile(self, runs: int) -> Events:
-        """What ran, and how long. Called once, before `time_ms`."""
+        """What ran, and how long. Called once, before `times`."""
 
-    def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """End-to-end milliseconds of a run, without profiler, over at least so many: float64[R], each of one run or the mean of
-        some; and bool[R], which of them had the device to themselves, as far as it can tell."""
+    def times(self, runs: int) -> Times:
+        """Of at least so many runs."""
 
     def run(self, times: int) -> None:
         """Run it so often in a row, and wait until all is done."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from latency.devices.base import Times
 from latency.devices.core import CoreMonitor
 from latency.devices.nvml import GpuMonitor
 from latency.fingerprint import preemptions
@@ -46,24 +47,26 @@ class CpuClock:
     def __init__(self, run: Callable[[], object], core: CoreMonitor) -> None:
         self._run, self._core = run, core
 
-    def times_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Wall-clock milliseconds of at least so many runs, and of each whether it had the core to itself.
+    def times(self, runs: int) -> Times:
+        """At least so many runs by the wall's clock.
 
-        More are made until one had, within `PATIENCE` and `PATIENCE_MS`; after a pause where another process took the core:
-        who has slept is left alone for a while.
+        More are made until one had the core to itself, within `PATIENCE` and `PATIENCE_MS`; after a pause where another process
+        took the core: who has slept is left alone for a while.
         """
         times: list[float] = []
         alone: list[bool] = []
         self._core.undisturbed()
+        core_ms = self._core.last_ms
         while len(times) < runs or (not any(alone) and len(times) < PATIENCE * runs and sum(times) < PATIENCE_MS):
             preempted = preemptions()
             stretch = self._stretch(runs)
             taken = preemptions() != preempted
             times += stretch
             alone += [self._core.undisturbed() and not taken] * len(stretch)
+            core_ms = min(core_ms, self._core.last_ms)
             if taken:
                 time.sleep(min(sum(stretch), PATIENCE_MS) / 1000)  # it may have been stopped for hours
-        return np.array(times), np.array(alone)
+        return Times(np.array(times), np.array(alone), core_ms)
 
     def _stretch(self, runs: int) -> list[float]:
         """At most so many runs, which together take a millisecond, as long as a look at the core is worth."""
@@ -91,8 +94,8 @@ class GpuClock:
     def __init__(self, elapsed_ms: Callable[[int], float], monitor: GpuMonitor) -> None:
         self._elapsed_ms, self._monitor = elapsed_ms, monitor
 
-    def times_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Samples float64[S], each the mean of some runs, and bool[S] which of them found the card undisturbed."""
+    def times(self, runs: int) -> Times:
+        """Samples, each the mean of some runs; quiet are those that found the card undisturbed."""
         if time.monotonic() - self._monitor.busy_until > COOL_AFTER_S:
             self._warm_up()
         replays = max(1, round(SAMPLE_MS / self._elapsed_ms(1)))
@@ -100,7 +103,7 @@ class GpuClock:
         samples = [(self._elapsed_ms(replays), self._monitor.undisturbed()) for _ in range(count)]
         self._monitor.busy_until = time.monotonic()
         times, undisturbed = zip(*samples, strict=True)
-        return np.array(times), np.array(undisturbed)
+        return Times(np.array(times), np.array(undisturbed))
 
     def _warm_up(self) -> None:
         end = time.monotonic() + WARM_UP_MS / 1000

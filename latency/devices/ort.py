@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from latency.devices.base import Events
+from latency.devices.base import Events, Times
 from latency.devices.clock import mean_of_quiet
 from latency.devices.library import LibraryDevice
 from latency.errors import DeviceUnavailable, MeasurementError
@@ -124,8 +124,8 @@ class OrtModel:
             self._open(profiling=False)
         return [(_names(event, operations[event]), mean_of_quiet(ms[2:])) for event, ms in durations.items()]
 
-    def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._clock.times_ms(runs)
+    def times(self, runs: int) -> Times:
+        return self._clock.times(runs)
 
     def run(self, times: int) -> None:
         for _ in range(times):

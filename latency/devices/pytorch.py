@@ -8,13 +8,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor, fx
 
-from latency.devices.base import Events
+from latency.devices.base import Events, Times
 from latency.devices.clock import mean_of_quiet
 from latency.devices.library import LibraryDevice
 from latency.devices.torch_graph import torch_module
@@ -80,11 +79,11 @@ class TorchModel:
                 profiler.run(*self._inputs)
         return [((self._names[node],), mean_of_quiet(ms[2:])) for node, ms in profiler.milliseconds.items()]
 
-    def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
+    def times(self, runs: int) -> Times:
         with self._device.settings():
             if self._device.on_gpu:
                 self._graph = self._graph or self._captured()
-            return self._clock.times_ms(runs)
+            return self._clock.times(runs)
 
     def run(self, times: int) -> None:
         with self._device.settings():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from latency.devices.base import Device, Events
+from latency.devices.base import Device, Events, Times
 from latency.devices.clock import GPU_SPREAD, GpuClock
 from latency.devices.cuda import Card, Gpu, Graph, require_gpu
 from latency.devices.nvml import GpuMonitor
@@ -113,13 +113,13 @@ class TensorRTModel:
             self._context = self._bound()  # one that has no profiler
         return [(layers.get(name, ()), float(np.median(ms))) for name, ms in profiler.milliseconds.items()]
 
-    def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
+    def times(self, runs: int) -> Times:
         with self._device.gpu.active():
             if self._graph is None:
                 self._enqueue()  # allocates what a graph cannot record
                 self._stream.synchronize()
                 self._graph = Graph(self._stream, self._enqueue)
-            return self._clock.times_ms(runs)
+            return self._clock.times(runs)
 
     def run(self, times: int) -> None:
         with self._device.gpu.active():

@@ -8,6 +8,7 @@ from lawful import LawfulDevice, LawfulModel
 
 import latency
 from latency.alignment import WIDTHS, alignment_of, probe, proposed
+from latency.devices import Times
 from latency.kernels import Kernel
 
 
@@ -43,7 +44,7 @@ class Disturbed(LawfulDevice):
         self.loaded += 1
         loaded = super().load(model)
         loaded.total *= 1.5 if WIDTHS[index] in self.slow[min(probe, len(self.slow) - 1)] else 1.0
-        loaded.time_ms = lambda runs: (np.full(runs, loaded.total), np.full(runs, False))
+        loaded.times = lambda runs: Times(np.full(runs, loaded.total), np.full(runs, False))
         return loaded
 
 

@@ -40,35 +40,35 @@ class Slowed(GpuMonitor):
 
 def test_a_short_network_is_replayed_until_a_sample_is_long_enough(monkeypatch) -> None:
     card = Card(0.05, monkeypatch)
-    times, quiet = GpuClock(card.elapsed_ms, GpuMonitor("nowhere")).times_ms(95)
+    times, quiet, _ = GpuClock(card.elapsed_ms, GpuMonitor("nowhere")).times(95)
     assert card.replays[-6:] == [1] + [20] * 5
     np.testing.assert_allclose(times, [0.05] * 5)
     assert quiet.all()
-    assert len(GpuClock(card.elapsed_ms, GpuMonitor("nowhere")).times_ms(3)[0]) == 3
+    assert len(GpuClock(card.elapsed_ms, GpuMonitor("nowhere")).times(3).ms) == 3
 
 
 def test_a_long_network_is_run_once_a_sample(monkeypatch) -> None:
     card = Card(7.0, monkeypatch)
-    GpuClock(card.elapsed_ms, GpuMonitor("nowhere")).times_ms(3)
+    GpuClock(card.elapsed_ms, GpuMonitor("nowhere")).times(3)
     assert card.replays[-3:] == [1, 1, 1]
 
 
 def test_the_card_is_warmed_up_once_and_again_after_it_has_idled(monkeypatch) -> None:
     card, monitor = Card(1.0, monkeypatch), GpuMonitor("nowhere")
     first, second = GpuClock(card.elapsed_ms, monitor), GpuClock(card.elapsed_ms, monitor)
-    first.times_ms(1)
+    first.times(1)
     assert card.now >= clock.WARM_UP_MS / 1000
     begun = card.now
-    second.times_ms(1)  # another model, straight after
+    second.times(1)  # another model, straight after
     assert card.now - begun < 0.01
     card.now += 1
     begun = card.now
-    first.times_ms(1)
+    first.times(1)
     assert card.now - begun >= clock.WARM_UP_MS / 1000
 
 
 def test_samples_of_a_slowed_card_are_told_apart(monkeypatch) -> None:
-    _, quiet = GpuClock(Card(1.0, monkeypatch).elapsed_ms, Slowed()).times_ms(4)
+    _, quiet, _ = GpuClock(Card(1.0, monkeypatch).elapsed_ms, Slowed()).times(4)
     assert quiet.tolist() == [True, False, True, False]
 
 
@@ -82,6 +82,7 @@ class Core:
 
     def __init__(self, *script: bool) -> None:
         self.script = list(script)
+        self.last_ms = 0.1
 
     def undisturbed(self) -> bool:
         return self.script.pop(0) if self.script else True
@@ -102,21 +103,32 @@ class Runs:
 
 def test_runs_beside_a_neighbour_are_repeated(monkeypatch) -> None:
     runs = Runs(1.2, monkeypatch)
-    times, quiet = CpuClock(runs, Core(True, False, False, True)).times_ms(2)
+    times, quiet, _ = CpuClock(runs, Core(True, False, False, True)).times(2)
     assert len(times) == runs.count == 3
     assert quiet.tolist() == [False, False, True]
 
 
+def test_the_fastest_look_at_the_core_tells_its_speed(monkeypatch) -> None:
+    looks = iter([0.07, 0.06, 0.08, 0.09])
+
+    class Wandering(Core):
+        def undisturbed(self) -> bool:
+            self.last_ms = next(looks)
+            return True
+
+    assert CpuClock(Runs(1.2, monkeypatch), Wandering()).times(3).core_ms == 0.06
+
+
 def test_with_a_neighbour_that_stays_all_runs_are_given_and_none_called_quiet(monkeypatch) -> None:
     runs = Runs(1.2, monkeypatch)
-    times, quiet = CpuClock(runs, Core(*[False] * 100)).times_ms(2)
+    times, quiet, _ = CpuClock(runs, Core(*[False] * 100)).times(2)
     assert not quiet.any()
     assert len(times) == runs.count == 2 * clock.PATIENCE
 
 
 def test_long_runs_are_not_repeated_for_a_neighbour(monkeypatch) -> None:
     runs = Runs(80.0, monkeypatch)
-    times, quiet = CpuClock(runs, Core(*[False] * 100)).times_ms(3)
+    times, quiet, _ = CpuClock(runs, Core(*[False] * 100)).times(3)
     assert not quiet.any()
     assert len(times) == runs.count == 3
 
@@ -126,14 +138,14 @@ def test_after_a_stop_of_an_hour_a_moment_is_pause_enough(monkeypatch) -> None:
     runs = Runs(3_600_000.0, monkeypatch)
     monkeypatch.setattr(clock, "preemptions", lambda: next(taken))
     monkeypatch.setattr(clock.time, "sleep", slept.append)
-    _, quiet = CpuClock(runs, Core()).times_ms(1)
+    _, quiet, _ = CpuClock(runs, Core()).times(1)
     assert not quiet.any()
     assert slept == [clock.PATIENCE_MS / 1000]
 
 
 def test_short_runs_share_a_look_at_the_core(monkeypatch) -> None:
     core = Core(*[True] * 100)
-    times, _ = CpuClock(Runs(0.01, monkeypatch), core).times_ms(50)
+    times, *_ = CpuClock(Runs(0.01, monkeypatch), core).times(50)
     assert len(times) >= 50
     assert len(core.script) > 80
 
@@ -157,6 +169,7 @@ class Probed(CoreMonitor):
 def test_a_core_is_undisturbed_when_it_was_free_before_and_after() -> None:
     core = Probed()
     assert not core.sees(1.0)  # nothing is known of before
+    assert core.last_ms == 1000
     assert core.sees(1.05)
     assert not core.sees(1.5)
     assert not core.sees(1.0)

@@ -256,7 +256,8 @@ def test_isolated_kernels_of_an_additive_device_add_up(lawful, tiny_network, rng
     from latency.isolated import isolated_sums
 
     models = [tiny_network.onnx(widths) for widths in random_widths(tiny_network, rng, 3)]
-    np.testing.assert_allclose(isolated_sums(KeptMeasurements(lawful), models), [lawful.load(model).total for model in models])
+    sums = isolated_sums(KeptMeasurements(lawful), models, core_ms=2.0)  # half as fast as it is measured
+    np.testing.assert_allclose(sums, [2 * lawful.load(model).total for model in models])
 
 
 def test_isolated_kernels_run_on_the_real_device(tiny_network) -> None:

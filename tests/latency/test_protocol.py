@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latency.devices import Device
+from latency.devices import Device, Times
 from latency.errors import MeasurementError
 from latency.fingerprint import GpuState
 from latency.protocol import Protocol, measure
@@ -18,11 +18,11 @@ class Scripted:
     def profile(self, runs: int):
         return self.inner.profile(runs)
 
-    def time_ms(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
+    def times(self, runs: int) -> Times:
         """A negative number is a disturbed round."""
         self.calls += 1
         factor = self.script[(self.calls - 2) % len(self.script)] if self.calls > 1 else 1.0  # the first is to warm up
-        return self.inner.time_ms(runs)[0] * abs(factor), np.full(runs, factor > 0)
+        return Times(self.inner.times(runs).ms * abs(factor), np.full(runs, factor > 0))
 
     def run(self, times: int) -> None:
         self.inner.run(times)
