@@ -122,7 +122,7 @@ class StructureEvaluator:
     def __call__(self, widths: np.ndarray) -> Score:
         """Of the structure `widths` (int64[L])."""
         weights = self.supernet.weights(widths)
-        with mixed_precision(self.supernet.device):
+        with mixed_precision(self.supernet.device, backward=False):
             return _score(partial(self.supernet.scores, weights=weights), self._parts)
 
 

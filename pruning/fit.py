@@ -108,7 +108,7 @@ def fit(
     with _saved_when_leaving(save):
         for step in range(first, steps):
             images, labels = _batch(data, recipe, seed, step, workers)
-            with mixed_precision(images.device):
+            with mixed_precision(images.device, backward=True):
                 loss = backward(images, labels, step)
             if not math.isfinite(loss):
                 raise TrainingError(f"the loss became {loss} at step {step} with --lr {recipe.lr:g}; use a lower one.")

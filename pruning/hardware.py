@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -12,7 +13,18 @@ def compute_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 for what tolerates it, on GPUs that compute in it (8.0 and newer); needs no loss scaling. Else fp32."""
-    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+def mixed_precision(device: torch.device, *, backward: bool) -> AbstractContextManager[object]:
+    """bfloat16 for what tolerates it where that is faster, else fp32; needs no loss scaling.
+
+    It is on GPUs that compute in it (8.0 and newer), and on CPUs that do where no `backward` pass follows: that of depthwise
+    convolutions takes twice as long there (MobileNetV1 at 32×32, PyTorch 2.14), while forward passes take half the time.
+    """
+    on_gpu = device.type == "cuda"
+    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else not backward and _cpu_has_bfloat16()
     return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies in bfloat16, as far as this PyTorch tells."""
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent))  # for lawful and tinynet
 torch.set_num_threads(1)  # tests run in two processes: threads beyond the cores wait for each other, spinning
 settings.register_profile("patient", deadline=None)  # machines are shared: slow is not wrong
 settings.load_profile("patient")
+
+
+@pytest.fixture
+def exactly(monkeypatch) -> None:
+    """Full precision, so that all differences are roundings."""
+    monkeypatch.setattr("pruning.fit.mixed_precision", lambda device, backward: contextlib.nullcontext())
+    monkeypatch.setattr("pruning.evaluate.mixed_precision", lambda device, backward: contextlib.nullcontext())
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def test_fresh_statistics_give_accuracy_where_stale_ones_give_chance(name: str, 
     assert share == pytest.approx(np.round(share))
 
 
-def test_scores_are_those_of_numpy(digits, tiny_network) -> None:
+def test_scores_are_those_of_numpy(digits, tiny_network, exactly) -> None:
     """Either way to make statistics: of a thousand training images, or the images' own, here of one batch."""
     supernet = new_pruningnet(tiny_network, SUPERNETS["paper"], 0)
     widths = tiny_network.nearest_widths(0.6)

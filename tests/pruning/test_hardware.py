@@ -1,37 +1,60 @@
-"""What a GPU computes is what the CPU computes."""
+"""Where what is computed in which precision, and that a GPU computes what the CPU does."""
 
-import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kendalltau
 
+from latency.coverage import quick_plan
 from pruning.bank import CAPACITY, Bank
 from pruning.data import Dataset
 from pruning.evaluate import StructureEvaluator, accuracy
 from pruning.fit import Recipe
-from pruning.hardware import compute_device
+from pruning.hardware import compute_device, mixed_precision
 from pruning.train import SUPERNETS, continued_structure, new_pruningnet, new_structure, train_pruningnet, train_structure
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+CPU = torch.device("cpu")
+
+
+def on_gpu(test):
+    """Marks a test that needs one."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")(test))
 
 
 def quietly(done: int, loss: float) -> None:
     pass
 
 
-@pytest.fixture
-def exactly(monkeypatch) -> None:
-    """Full precision, so that all differences are roundings."""
-    monkeypatch.setattr("pruning.fit.mixed_precision", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr("pruning.evaluate.mixed_precision", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+@pytest.mark.parametrize("able", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_f": True}, None])
+def test_a_cpu_scores_in_bfloat16_where_it_computes_in_it_and_never_trains_in_it(able, monkeypatch) -> None:
+    if able is None:  # an older PyTorch, which does not tell
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    a, b = torch.ones(2, 4, 4)
+    for backward in (True, False):
+        with mixed_precision(CPU, backward=backward):
+            lowered = (a @ b).dtype == torch.bfloat16
+        assert lowered == (not backward and able is not None and "avx512_f" not in able)
 
 
+def test_in_bfloat16_structures_score_as_in_fp32(digits, tiny_network, tmp_path, monkeypatch) -> None:
+    supernet = new_pruningnet(tiny_network, SUPERNETS["paper"], 0)
+    recipe = Recipe(epochs=6, batch=32)
+    train_pruningnet(supernet, SUPERNETS["paper"], digits, recipe, seed=0, checkpoint=tmp_path / "c", progress=quietly)
+    evaluate, structures = StructureEvaluator(supernet, digits), quick_plan(tiny_network, 12)
+    losses = []
+    for able in (False, True):
+        monkeypatch.setattr("pruning.hardware._cpu_has_bfloat16", lambda able=able: able)
+        losses.append([evaluate(widths).loss for widths in structures])
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    assert kendalltau(*losses).statistic > 0.9
+
+
+@on_gpu
 @pytest.mark.parametrize("recipe", SUPERNETS)
 def test_a_pruningnet_trains_and_ranks_as_on_the_cpu(recipe: str, digits, tiny_network, tmp_path, exactly) -> None:
     few: Dataset = dataclasses.replace(digits, train=digits.train.subset(torch.arange(160)))
@@ -47,6 +70,7 @@ def test_a_pruningnet_trains_and_ranks_as_on_the_cpu(recipe: str, digits, tiny_n
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
 
 
+@on_gpu
 def test_a_bank_settles_all_its_filters_as_on_the_cpu() -> None:
     codes = torch.randn(CAPACITY + 4, 8, generator=torch.Generator().manual_seed(0))
     values = []
@@ -62,6 +86,7 @@ def test_a_bank_settles_all_its_filters_as_on_the_cpu() -> None:
     np.testing.assert_allclose(values[1], values[0], rtol=1e-4, atol=1e-5)
 
 
+@on_gpu
 def test_in_mixed_precision_candidates_keep_their_losses(digits, tiny_network) -> None:
     supernet, widths = new_pruningnet(tiny_network, SUPERNETS["paper"], 0), tiny_network.nearest_widths(0.6)
     expected = StructureEvaluator(supernet, digits)(widths).loss
@@ -69,6 +94,7 @@ def test_in_mixed_precision_candidates_keep_their_losses(digits, tiny_network) -
     assert StructureEvaluator(supernet.to(place), digits.to(place))(widths).loss == pytest.approx(expected, rel=0.01)
 
 
+@on_gpu
 @pytest.mark.parametrize("continued", [False, True])
 def test_a_structure_learns(continued: bool, digits, tiny_network, tmp_path) -> None:
     place, widths = compute_device(), tiny_network.nearest_widths(0.6)
