@@ -22,6 +22,9 @@ ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu"
 
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 
+MOST_SHAPE_VALUES = 64
+"""Initializers of up to so many values may say of what shape something is (the sizes of a Reshape, the scales of a Resize)."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -106,11 +109,34 @@ def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     stated = [*graph.input, *graph.value_info, *graph.output]
     produced = {name for node in graph.node for name in node.output if name}
     if not produced <= {value.name for value in stated}:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
         stated = [*inferred.input, *inferred.value_info, *inferred.output]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     known = [value for value in stated if value.type.tensor_type.HasField("shape")]
     return shapes | {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in known}
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with weights by their shape only: no shape depends on their values, and inference copies them back and forth,
+    most of the time that a prediction took."""
+    graph = model.graph
+    kept = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= MOST_SHAPE_VALUES]
+    stated = {value.name for value in graph.input} | {tensor.name for tensor in kept}
+    weights = [
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in graph.initializer
+        if tensor.name not in stated
+    ]
+    light = helper.make_graph(
+        graph.node,
+        graph.name,
+        [*graph.input, *weights],
+        graph.output,
+        kept,
+        value_info=graph.value_info,
+        sparse_initializer=graph.sparse_initializer,
+    )
+    return helper.make_model(light, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions)
 
 
 class _Shapes:

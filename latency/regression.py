@@ -71,24 +71,28 @@ class Level:
 
     def deviation(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: standard deviation of the logarithm of `predict`."""
-        covariance = self._covariance(self._embed(kernels), self._scale)
+        covariance = self._covariance(self._distances(self._embed(kernels)), self._scale)
         prior = np.full(len(covariance), 2 * self._variance)  # at no distance, the two parts of the covariance
         return np.sqrt(self._posterior.variance(prior, covariance) + NOISE**2)
 
     def _conditioned(self, noise: np.ndarray, target: np.ndarray) -> tuple[float, Posterior]:
-        posteriors = {scale: condition(self._covariance(self._points, scale), noise, target) for scale in SCALES}
+        distances = self._distances(self._points)
+        posteriors = {scale: condition(self._covariance(distances, scale), noise, target) for scale in SCALES}
         return max(posteriors.items(), key=lambda item: item[1].log_evidence)
 
     def _ratio(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: log of real over predicted below."""
-        result: np.ndarray = self._mean + self._covariance(self._embed(kernels), self._scale) @ self._posterior.weights
+        covariance = self._covariance(self._distances(self._embed(kernels)), self._scale)
+        result: np.ndarray = self._mean + covariance @ self._posterior.weights
         return result
 
-    def _covariance(self, points: np.ndarray, scale: float) -> np.ndarray:
+    def _distances(self, points: np.ndarray) -> list[np.ndarray]:
+        """Squared, float64[N, M] each, to the M points that are known: in sizes, remainders and variants."""
+        return [squared_distances(points[:, part], self._points[:, part]) for part in (SIZES, REMAINDERS, VARIANTS)]
+
+    def _covariance(self, distances: Sequence[np.ndarray], scale: float) -> np.ndarray:
         """Half of what the sizes say is common to all variants; each has a slowly varying offset of its own."""
-        sizes, remainders, variants = (
-            squared_distances(points[:, part], self._points[:, part]) for part in (SIZES, REMAINDERS, VARIANTS)
-        )
+        sizes, remainders, variants = distances
         same = np.exp(-2 * variants)
         local = np.exp(-0.5 * (sizes / scale**2 + remainders)) * (1 + same) / 2
         return self._variance * (local + same * np.exp(-0.5 * sizes / (OFFSET_SCALE * scale) ** 2))

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import latency
 from latency.errors import MeasurementError
-from latency.kernels import find_kernels
+from latency.kernels import find_kernels, static_shapes
 from pruning.networks import load
 
 
@@ -86,3 +87,33 @@ def test_silu_is_recognised_as_a_pair() -> None:
 def test_a_dynamic_size_is_refused() -> None:
     with pytest.raises(MeasurementError, match="no static shape"):
         find_kernels(graph([helper.make_node("Conv", ["x", "w0"], ["y"])], size="height"))
+
+
+def test_shapes_are_inferred_without_looking_at_weights(tiny_network) -> None:
+    """As ONNX infers them from the whole model; the sizes of a Reshape and the scales of a Resize are no weights."""
+    model = onnx.load_from_string(tiny_network.onnx(tiny_network.max_widths))
+    x = model.graph.node[0].output[0]
+    model.graph.node.extend(
+        [
+            helper.make_node("Resize", [x, "", "scales"], ["larger"]),
+            helper.make_node("Reshape", ["larger", "sizes"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["last"]),
+        ]
+    )
+    channels, *sides = static_shapes(model)[x][1:]
+    pixels = 4 * int(np.prod(sides))
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array(values), name)
+        for name, values in [
+            ("scales", np.array([1, 1, 2, 2], np.float32)),
+            ("sizes", [1, channels, pixels]),
+            ("weight", np.ones((pixels, 3), np.float32)),
+        ]
+    )
+    del model.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    whole = {one.name: tuple(dim.dim_value for dim in one.type.tensor_type.shape.dim) for one in inferred.value_info}
+    found = static_shapes(model)
+    assert found["last"] == (1, channels, 3)
+    assert {name: found[name] for name in whole} == whole
+    assert len(model.graph.initializer) == len({one.name for one in model.graph.initializer} & found.keys())
