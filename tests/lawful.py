@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -52,3 +53,21 @@ class LawfulDevice(Device):
 
     def load(self, model: bytes) -> LawfulModel:
         return LawfulModel(model, self.law, self.link)
+
+
+CORE_MS = 0.06
+
+
+class Wandering(LawfulDevice):
+    """Every model finds the core up to a fifth slower than it can be; `seen` tells whether the fixed computation shows it."""
+
+    def __init__(self, *, seen: bool) -> None:
+        super().__init__()
+        self.seen, self.rng = seen, np.random.default_rng(0)
+
+    def load(self, model: bytes) -> LawfulModel:
+        loaded = super().load(model)
+        slower = self.rng.uniform(1.0, 1.2)
+        core_ms = CORE_MS * slower if self.seen else math.nan
+        loaded.times = lambda runs: Times(np.full(runs, loaded.total * slower), np.full(runs, True), core_ms)
+        return loaded

@@ -6,33 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lawful import LawfulDevice, LawfulModel
+from lawful import CORE_MS, Wandering
 
 from latency.build import build_table
 from latency.coverage import quick_plan
-from latency.devices import Times
 from latency.kept import KeptMeasurements
 from latency.predictor import LatencyPredictor
 from latency.speed import at_speed, typical
 from latency.table import LatencyTable
 from latency.validation import measured_against_predicted, summary
-
-CORE_MS = 0.06
-
-
-class Wandering(LawfulDevice):
-    """Every model finds the core up to a fifth slower than it can be; `seen` tells whether the fixed computation shows it."""
-
-    def __init__(self, *, seen: bool) -> None:
-        super().__init__()
-        self.seen, self.rng = seen, np.random.default_rng(0)
-
-    def load(self, model: bytes) -> LawfulModel:
-        loaded = super().load(model)
-        slower = self.rng.uniform(1.0, 1.2)
-        core_ms = CORE_MS * slower if self.seen else math.nan
-        loaded.times = lambda runs: Times(np.full(runs, loaded.total * slower), np.full(runs, True), core_ms)
-        return loaded
 
 
 @pytest.fixture(params=[True, False], ids=["seen", "unseen"])

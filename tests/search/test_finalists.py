@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from lawful import Wandering
 
 from latency.build import build_table
 from latency.coverage import quick_plan
@@ -10,7 +11,7 @@ from latency.table import LatencyTable
 from search import finalists
 from search.budget import BudgetError
 from search.feasible import FeasibleSet
-from search.finalists import FINALISTS, Finish, finish, measured_front
+from search.finalists import FINALISTS, Finish, finish, measured_front, measured_ms
 from search.genetic import Candidate
 
 
@@ -123,3 +124,12 @@ def test_a_front_is_measured_from_end_to_end(lawful_type, tiny_network, predicto
     assert front[0].predicted_ms == pytest.approx(predict(drawn).min())
     assert [f.measured_ms for f in front] == sorted(f.measured_ms for f in front)
     assert [f.loss for f in front] == sorted((f.loss for f in front), reverse=True)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_structures_of_one_session_are_compared_at_one_speed_of_the_core(seen: bool, lawful, tiny_network) -> None:
+    structures = quick_plan(tiny_network, 8)
+    truth = np.array([lawful.load(tiny_network.onnx(widths)).total for widths in structures])
+    ratio = measured_ms(Wandering(seen=seen), tiny_network, structures) / truth
+    assert 1.0 <= np.median(ratio) <= 1.2
+    assert (ratio.max() / ratio.min() < 1.001) == seen
