@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latency.gaussian import Posterior, condition
+from latency.gaussian import Posterior, condition, log_evidence
 
 SIZES = (0.0, 0.05, 0.1, 0.2, 0.4)
 """Prior deviation of g. With SCALES (in natural logarithms of channels) and NOISES the grid from which the evidence picks."""
@@ -84,7 +84,7 @@ class Correction:
             prior = Prior(size, scale)
             covariance = _covariance(prior, few, few)
             for noise in NOISES:
-                evidence = condition(covariance, _noise(noise, few_ms), few_errors).log_evidence
+                evidence = log_evidence(covariance, _noise(noise, few_ms), few_errors)
                 best = max(best, (evidence, prior, noise), key=lambda one: one[0])
         return cls.conditioned(best[1], best[2], seen, errors, latency_ms)
 

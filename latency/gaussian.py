@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,11 @@ class Posterior:
         weights: float64[N].
         precision: float64[N, N], inverse of the targets' covariance, noise included.
         left_out: float64[N], the mean at each target as if that target had not been seen.
-        log_evidence: log marginal likelihood, up to a constant.
     """
 
     weights: np.ndarray
     precision: np.ndarray
     left_out: np.ndarray
-    log_evidence: float
 
     @property
     def left_out_deviation(self) -> np.ndarray:
@@ -40,13 +39,22 @@ class Posterior:
 
 def condition(covariance: np.ndarray, noise: np.ndarray, targets: np.ndarray) -> Posterior:
     """See `targets` [N] whose values have prior `covariance` [N, N] and whose errors have variance `noise` [N]."""
-    lower = np.linalg.cholesky(covariance + np.diag(noise + 1e-10))
-    inverse = np.linalg.inv(lower)
+    inverse = solve_triangular(_factor(covariance, noise), np.eye(len(targets)), lower=True)
     precision = inverse.T @ inverse
     weights = precision @ targets
-    left_out = targets - weights / np.diag(precision)
-    log_evidence = -0.5 * float(targets @ weights) - float(np.log(np.diag(lower)).sum())
-    return Posterior(weights, precision, left_out, log_evidence)
+    return Posterior(weights, precision, targets - weights / np.diag(precision))
+
+
+def log_evidence(covariance: np.ndarray, noise: np.ndarray, targets: np.ndarray) -> float:
+    """Log marginal likelihood of what `condition` is given, up to a constant, in a fraction of its time."""
+    lower = _factor(covariance, noise)
+    whitened = solve_triangular(lower, targets, lower=True)
+    return -0.5 * float(whitened @ whitened) - float(np.log(np.diag(lower)).sum())
+
+
+def _factor(covariance: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Lower Cholesky factor of the covariance of targets."""
+    return np.linalg.cholesky(covariance + np.diag(noise + 1e-10))
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from latency.gaussian import Posterior, condition, squared_distances
+from latency.gaussian import Posterior, condition, log_evidence, squared_distances
 from latency.kernels import KERNEL_FIELDS, Kernel, family_of, group_size, operation_of, window_area
 from latency.physics import BLOCKS, RESOLUTION_MS, SHAPE_FIELDS, Kernels, Physics, channels_of_a_group
 
@@ -77,8 +77,9 @@ class Level:
 
     def _conditioned(self, noise: np.ndarray, target: np.ndarray) -> tuple[float, Posterior]:
         distances = self._distances(self._points)
-        posteriors = {scale: condition(self._covariance(distances, scale), noise, target) for scale in SCALES}
-        return max(posteriors.items(), key=lambda item: item[1].log_evidence)
+        covariances = {scale: self._covariance(distances, scale) for scale in SCALES}
+        best = max(SCALES, key=lambda scale: log_evidence(covariances[scale], noise, target))
+        return best, condition(covariances[best], noise, target)
 
     def _ratio(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: log of real over predicted below."""
