@@ -17,7 +17,7 @@ from latency.devices import Device
 from latency.errors import TableError
 from latency.fingerprint import slug
 from latency.network import Network
-from latency.protocol import Protocol, measure
+from latency.protocol import Protocol
 from latency.table import write_beside
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
@@ -64,7 +64,7 @@ def probe(device: Device) -> dict[int, float]:
     ms = np.full(len(models), np.inf)
     proposals: list[int] = []
     for _ in range(PROBES):
-        measured = measure(device, models, PROTOCOL)
+        measured = device.measure_all(models, PROTOCOL)
         ms = np.minimum(ms, [one.latency_ms for one in measured])
         overheads = _overheads(ms)
         proposals.append(proposed(overheads))

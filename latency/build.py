@@ -13,7 +13,7 @@ from latency.devices import Device
 from latency.errors import MeasurementError
 from latency.network import Network
 from latency.predictor import OWN_STRUCTURES, LatencyPredictor
-from latency.protocol import Protocol, measure
+from latency.protocol import Protocol
 from latency.table import REFUSED, LatencyTable
 
 BLOCK = 8
@@ -27,6 +27,9 @@ PATIENCE = 4
 
 LEAST_GAIN = 0.05
 """Relative fall of the error that counts as better."""
+
+ONCE = Protocol(rounds=1, fewest_rounds=1, round_ms=0.0, min_runs=1, warmup_ms=0.0, profiled_runs=1, revisits=0)
+"""The least that shows whether a model runs."""
 
 Progress = Callable[[int], object]
 
@@ -79,15 +82,15 @@ def missing_structures(network: Network, plan: np.ndarray, table: LatencyTable) 
 
 
 def expected_s(device: Device, network: Network, structures: Sequence[np.ndarray], protocol: Protocol | None = None) -> float:
-    """Roughly the seconds that measuring `structures` takes: the last is measured and timed, after the first was loaded, which
-    pays for what happens once a session.
+    """Roughly the seconds that measuring `structures` takes: the last is measured and timed, after the first, which pays for
+    what happens once a session.
 
     Raises:
         MeasurementError: the device refuses one of the two.
     """
-    device.load(network.onnx(structures[0])).close()
+    device.measure_all([network.onnx(structures[0])], ONCE)
     begun = time.monotonic()
-    measure(device, [network.onnx(structures[-1])], protocol)
+    device.measure_all([network.onnx(structures[-1])], protocol)
     return len(structures) * (time.monotonic() - begun)
 
 
@@ -157,7 +160,7 @@ def _measured(
 ) -> LatencyTable:
     """The table with a block of structures; those that the device refuses are found one by one, recorded and left out."""
     try:
-        return table.append(network, block, measure(device, [network.onnx(widths) for widths in block], protocol))
+        return table.append(network, block, device.measure_all([network.onnx(widths) for widths in block], protocol))
     except MeasurementError as error:
         if len(block) == 1:
             table.refuse(network, block[0], str(error))

@@ -6,7 +6,7 @@ network's kernels is off by up to a quarter either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import onnx
 from onnx import helper
@@ -41,7 +41,7 @@ def isolated_models(model: bytes) -> list[tuple[Kernel, bytes]]:
 
 
 def isolated_sums(
-    device: KeptMeasurements, models: Sequence[bytes], core_ms: float, progress: Callable[[int], object] = lambda done: None
+    device: KeptMeasurements, models: Iterable[bytes], core_ms: float, progress: Callable[[int], object] = lambda done: None
 ) -> list[float]:
     """Milliseconds of each model, at that speed of the core, as the sum of its kernels, each kind measured once and alone."""
     known: dict[Kernel, float] = {}

@@ -11,7 +11,7 @@ from latency.devices import Device
 from latency.errors import TableError
 from latency.files import write_whole
 from latency.fingerprint import slug
-from latency.protocol import Protocol, measure
+from latency.protocol import Protocol
 from latency.speed import at_speed
 
 
@@ -51,7 +51,7 @@ class KeptMeasurements:
         key = f"{slug(self.device.fingerprint())}: {what}"
         if key not in self._known:
             self._known[key] = [
-                Timed(one.latency_ms, one.stable, one.core_ms) for one in measure(self.device, models, protocol)
+                Timed(one.latency_ms, one.stable, one.core_ms) for one in self.device.measure_all(models, protocol)
             ]
             if self._file is not None:
                 self._write(self._file)

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pandas as pd
 
-from latency.devices.base import Device, Events, LoadedModel
+from latency.devices.base import Events, LoadedModel, LocalDevice
 from latency.errors import MeasurementError
 from latency.fingerprint import Conditions, conditions_since, cpu_times
 from latency.kernels import KERNEL_FIELDS, Kernel, PlacedKernel, find_kernels
@@ -56,7 +56,7 @@ MACS_A_VALUE = 16
 what this gets wrong."""
 
 
-def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Measurement]:
+def measure(device: LocalDevice, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Measurement]:
     """Time `models` on `device`, one after another, in one session.
 
     Raises:
@@ -77,6 +77,29 @@ def measure(device: Device, models: Sequence[bytes], protocol: Protocol | None =
     return [
         _verdict(frame, times, protocol, device.max_spread, conditions) for frame, times in zip(kernels, rounds, strict=True)
     ]
+
+
+def by_the_wall_ms(device: LocalDevice, model: bytes, blocks: int = 20, block_ms: float = 100.0) -> tuple[float, float]:
+    """The same model by two clocks, in turns: the device's own, and the wall's over many runs in a row.
+
+    Returns:
+        Milliseconds of a run by either: lower quartiles over `blocks` blocks.
+    """
+    loaded = device.load(model)
+    try:
+        loaded.profile(1)
+        runs = max(3, round(block_ms / float(np.median(loaded.times(3).ms))))
+        pairs = [(float(np.median(loaded.times(runs).ms)), _wall_ms(loaded, runs)) for _ in range(blocks)]
+    finally:
+        loaded.close()
+    own, wall = np.quantile(np.array(pairs), 0.25, axis=0)
+    return float(own), float(wall)
+
+
+def _wall_ms(loaded: LoadedModel, runs: int) -> float:
+    begun = time.perf_counter()
+    loaded.run(runs)
+    return (time.perf_counter() - begun) * 1000 / runs
 
 
 @dataclass(frozen=True)

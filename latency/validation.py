@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ from scipy.stats import kendalltau
 
 from latency.build import BLOCK
 from latency.coverage import quick_plan
-from latency.devices import Device, LoadedModel
 from latency.isolated import isolated_sums
 from latency.kept import KeptMeasurements, Timed
 from latency.network import Network
@@ -40,8 +38,7 @@ def measured_against_predicted(
     """
     speed = predictor.table.core_ms
     fresh = fresh_structures(network, predictor, samples, seed)
-    models = [network.onnx(widths) for widths in fresh]
-    first, second = (_measured(device, network, fresh, models, progress, turn) for turn in ("", "again "))
+    first, second = (_measured(device, network, fresh, progress, turn) for turn in ("", "again "))
     low, high = predictor.predict_band(network, fresh)
     return pd.DataFrame(
         {
@@ -54,32 +51,9 @@ def measured_against_predicted(
             "high_ms": high,
             "macs": network.macs(fresh),
             "stable": [one.stable for one in first],
-            **({"isolated_ms": isolated_sums(device, models, speed, progress)} if isolated else {}),
+            **({"isolated_ms": isolated_sums(device, map(network.onnx, fresh), speed, progress)} if isolated else {}),
         }
     )
-
-
-def by_the_wall_ms(device: Device, model: bytes, blocks: int = 20, block_ms: float = 100.0) -> tuple[float, float]:
-    """The same model by two clocks, in turns: the device's own, and the wall's over many runs in a row.
-
-    Returns:
-        Milliseconds of a run by either: lower quartiles over `blocks` blocks.
-    """
-    loaded = device.load(model)
-    try:
-        loaded.profile(1)
-        runs = max(3, round(block_ms / float(np.median(loaded.times(3).ms))))
-        pairs = [(float(np.median(loaded.times(runs).ms)), _wall_ms(loaded, runs)) for _ in range(blocks)]
-    finally:
-        loaded.close()
-    own, wall = np.quantile(np.array(pairs), 0.25, axis=0)
-    return float(own), float(wall)
-
-
-def _wall_ms(loaded: LoadedModel, runs: int) -> float:
-    begun = time.perf_counter()
-    loaded.run(runs)
-    return (time.perf_counter() - begun) * 1000 / runs
 
 
 def validated(
@@ -128,7 +102,7 @@ def one_gene_differences(
         choices = network.genes[gene].choices
         narrow[row, gene], wide[row, gene] = choices[len(choices) // 4 if len(choices) > 3 else 0], choices[-1]
     pairs = np.stack([narrow, wide], axis=1).reshape(-1, narrow.shape[1])
-    measured = _measured(device, network, pairs, [network.onnx(widths) for widths in pairs], progress, "pairs ")
+    measured = _measured(device, network, pairs, progress, "pairs ")
     latency_ms = np.array([one.at_speed(predictor.table.core_ms) for one in measured]).reshape(-1, 2)
     predicted, profiled = (how(network, pairs).reshape(-1, 2) for how in (predictor.predict_widths, predictor.profiled_ms))
     return pd.DataFrame(
@@ -164,14 +138,12 @@ def fresh_structures(network: Network, predictor: LatencyPredictor, samples: int
     return np.array([one for one in drawn if (network.signature, tuple(map(int, one))) not in known][:samples])
 
 
-def _measured(
-    device: KeptMeasurements, network: Network, structures: np.ndarray, models: list[bytes], progress: Progress, turn: str
-) -> list[Timed]:
+def _measured(device: KeptMeasurements, network: Network, structures: np.ndarray, progress: Progress, turn: str) -> list[Timed]:
     results = []
-    for start in range(0, len(models), BLOCK):
-        block = slice(start, start + BLOCK)
-        results += device.measured(f"{turn}{network.signature} {structures[block].tolist()}", models[block])
-        progress(len(models[block]))
+    for start in range(0, len(structures), BLOCK):
+        block = structures[start : start + BLOCK]
+        results += device.measured(f"{turn}{network.signature} {block.tolist()}", [network.onnx(widths) for widths in block])
+        progress(len(block))
     return results
 
 

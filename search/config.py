@@ -80,7 +80,8 @@ class RunConfig:
         """A folder name for its runs."""
         budgets = (("", self.latency), ("macs", self.macs), ("params", self.params))
         parts = [
-            self.network.replace(":", "."), Path(self.data).name, self.device, *(["pareto"] if self.pareto else []),
+            self.network.replace(":", "."), Path(self.data).name, self.device.partition(":")[0],
+            *(["pareto"] if self.pareto else []),
             *(f"{name}{text}".replace("%", "pc") for name, text in budgets if text), f"s{self.seed}",
         ]  # fmt: skip
         return "-".join(parts)

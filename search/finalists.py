@@ -14,7 +14,6 @@ import numpy as np
 
 from latency.devices import Device
 from latency.network import Network
-from latency.protocol import measure
 from latency.speed import at_speed, typical
 from search.budget import BudgetError, show_amount
 from search.feasible import FeasibleSet
@@ -154,7 +153,7 @@ def _measured(device: Device, network: Network, block: Sequence[Candidate], pred
 def measured_ms(device: Device, network: Network, structures: np.ndarray) -> np.ndarray:
     """float64[P]: milliseconds of structures int64[P, L], measured in one session and brought to its typical speed of the core:
     which is the fastest must not depend on when each had its turn."""
-    measurements = measure(device, [network.onnx(widths) for widths in structures])
+    measurements = device.measure_all([network.onnx(widths) for widths in structures])
     core_ms = [one.core_ms for one in measurements]
     return at_speed([one.latency_ms for one in measurements], core_ms, typical(core_ms))
 

@@ -13,7 +13,6 @@ from latency.coverage import quick_plan
 from latency.devices import Device
 from latency.network import Network
 from latency.predictor import LatencyPredictor
-from latency.protocol import measure
 from latency.speed import at_speed
 from latency.table import LatencyTable
 from search.progress import Reporter, Update
@@ -53,7 +52,7 @@ def unpruned_ms(device: Device, network: Network, predictor: LatencyPredictor, f
         return float(predictor.predict_widths(network, np.array([network.max_widths]))[0])
     path = folder / "unpruned.json"
     if not path.exists():
-        measured = measure(device, [network.onnx(network.max_widths)])[0]
+        measured = device.measure(network.onnx(network.max_widths))
         now_ms = float(at_speed(measured.latency_ms, measured.core_ms, predictor.table.core_ms))
         latency_ms = min(now_ms, predictor.table.latencies(network).get(network.max_widths, math.inf))
         write_json(path, {"latency_ms": latency_ms, "rounds_ms": measured.rounds_ms.tolist()})

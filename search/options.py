@@ -14,7 +14,11 @@ Macs = Annotated[str | None, Option(help="Budget in multiply-adds an image: 150M
 Params = Annotated[str | None, Option(help="Budget in parameters: 2M, 60%.")]
 
 DeviceName = Annotated[
-    str, Option(help=f"Where networks must be fast: {', '.join(DEVICES)}; or a table's folder in --lut, of a device elsewhere.")
+    str,
+    Option(
+        help=f"Where networks must be fast: {', '.join(DEVICES)}; one of them on another host, over ssh: trt@HOST or "
+        "trt@HOST:PYTHON; or a table's folder in --lut, of a device elsewhere."
+    ),
 ]
 Threads = Annotated[int, Option(help="CPU threads that the device computes with.")]
 Precision = Annotated[str, Option(help="fp32, or what else the device offers.")]

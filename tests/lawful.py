@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from latency.devices import Device, Events, Times
+from latency.devices import Events, LocalDevice, Times
 from latency.kernels import Kernel, find_kernels
 
 
@@ -40,7 +40,7 @@ class LawfulModel:
         pass
 
 
-class LawfulDevice(Device):
+class LawfulDevice(LocalDevice):
     """Times models by `law`, then `link`: an oracle for everything that is fitted to measurements."""
 
     name = "lawful"

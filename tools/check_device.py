@@ -67,7 +67,7 @@ def _checked(kept: KeptMeasurements, name: str, shape: tuple[int, ...], samples:
     from latency.coverage import quick_plan
     from latency.predictor import LatencyPredictor
     from latency.table import LatencyTable
-    from latency.validation import by_the_wall_ms, validated
+    from latency.validation import validated
     from pruning.networks import load
 
     device = kept.device
@@ -80,7 +80,7 @@ def _checked(kept: KeptMeasurements, name: str, shape: tuple[int, ...], samples:
     seconds = time.monotonic() - begun
     with tqdm(total=2 * samples + 2 * pairs, desc=f"{name}, batch {shape[0]}: validation", dynamic_ncols=True) as meter:
         results = validated(kept, network, LatencyPredictor(table), samples, pairs, 0, meter.update, isolated=False)
-    own, wall = by_the_wall_ms(device, network.onnx(network.max_widths))
+    own, wall = device.by_the_wall_ms(network.onnx(network.max_widths))
     clocks = {"own_ms": own, "wall_ms": wall}
     return results | {"align": multiple, "table_s": seconds, "refused": len(table.refused), "clocks": clocks}
 

@@ -28,13 +28,12 @@ def main(
     """Measure FILES in one session, and say what the device's table, where there is one, makes of them."""
     with reported_by_command():
         from latency import LatencyPredictor, LatencyTable, open_device
-        from latency.protocol import measure
 
         opened = open_device(device, threads=threads, precision=precision, lut=lut)
         models = [_read(file) for file in files]
         table = LatencyTable.open(lut, opened.fingerprint())
         predictor = LatencyPredictor(table) if len(table) else None
-        for file, model, measured in zip(files, models, measure(opened, models), strict=True):
+        for file, model, measured in zip(files, models, opened.measure_all(models), strict=True):
             print(f"{file}: {_said(measured)}{_predicted(predictor, model)}")
 
 

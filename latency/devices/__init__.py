@@ -9,10 +9,10 @@ import os
 from importlib import import_module
 from pathlib import Path
 
-from latency.devices.base import Device, Events, LoadedModel, Times
+from latency.devices.base import Device, Events, LoadedModel, LocalDevice, Times
 from latency.errors import DeviceUnavailable
 
-__all__ = ["DEVICES", "Device", "Events", "LoadedModel", "Times", "open_device"]
+__all__ = ["DEVICES", "Device", "Events", "LoadedModel", "LocalDevice", "Times", "open_device"]
 
 DEVICES = {
     "ort": "ort:OrtDevice",
@@ -31,8 +31,9 @@ def open_device(name: str, *, threads: int = 1, precision: str = "fp32", lut: Pa
 
     Args:
         name: "ort" (ONNX Runtime on this CPU), "torch" (PyTorch on this CPU), "trt" (TensorRT on an NVIDIA GPU), "ort-cuda",
-            "torch-cuda" (the same libraries there); "torch-compiled" and "torch-cuda-compiled" compile the model first. Or
-            the name of a folder in `lut`, for the device that measured that table elsewhere.
+            "torch-cuda" (the same libraries there); "torch-compiled" and "torch-cuda-compiled" compile the model first.
+            "trt@HOST" measures on another host, over ssh (see `remote.RemoteDevice`). Or the name of a folder in `lut`, for the
+            device that measured that table elsewhere.
         threads: CPU threads that compute.
         precision: "fp32", or what else the device offers: tf32, fp16, int8.
         lut: folder of latency tables, beside which the device may keep what makes its next session quicker.
@@ -40,6 +41,11 @@ def open_device(name: str, *, threads: int = 1, precision: str = "fp32", lut: Pa
     Raises:
         DeviceUnavailable: unknown name, or something is missing: says what to install.
     """
+    kind, at, place = name.partition("@")
+    if kind in DEVICES and at:
+        from latency.devices.remote import RemoteDevice
+
+        return RemoteDevice(kind, place, threads, precision)
     if name not in DEVICES:
         return _elsewhere(name, lut)
     if not 1 <= threads <= _processors():
@@ -54,8 +60,8 @@ def _elsewhere(name: str, lut: Path | None) -> Device:
     """The device of the table in `lut` that has this name."""
     if lut is None or not (lut / name).is_dir():
         raise DeviceUnavailable(
-            f"device '{name}' is unknown; expected one of: {', '.join(DEVICES)}; or the name of a table's folder, for a device "
-            "elsewhere."
+            f"device '{name}' is unknown; expected one of: {', '.join(DEVICES)}; one of them on another host, such as "
+            "trt@HOST; or the name of a table's folder, for a device elsewhere."
         )
     from latency.devices.recorded import RecordedDevice
 

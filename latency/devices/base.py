@@ -1,4 +1,4 @@
-"""What every device is: something that loads an ONNX model, times it and says which kernels took how long."""
+"""What every device is: something that says of ONNX models how long they take, and which of their kernels took how long."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from latency.fingerprint import Fingerprint, GpuState
     from latency.measurement import Measurement
+    from latency.protocol import Protocol as HowOften
 
 Events = list[tuple[tuple[str, ...], float]]
 """Of everything a device ran, in order: the names of the nodes or values it comprises (none for a layout conversion), and
@@ -52,12 +55,37 @@ class Device(ABC):
     name: str
     at_hand = True
     """Whether it can measure."""
-    max_spread = 0.03
-    """How far rounds may lie above the latency, relative to it, and agree with it."""
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
         """Everything that must be equal for two measurements to be comparable."""
+
+    @abstractmethod
+    def measure_all(self, models: Sequence[bytes], protocol: HowOften | None = None) -> list[Measurement]:
+        """Load, profile, time and release `models`, in one session.
+
+        Raises:
+            MeasurementError: the device refuses one of them.
+        """
+
+    @abstractmethod
+    def by_the_wall_ms(self, model: bytes) -> tuple[float, float]:
+        """Milliseconds of a run of the same model by two clocks: the device's own, and the wall's.
+
+        Raises:
+            MeasurementError: the device refuses it.
+        """
+
+    def measure(self, model: bytes) -> Measurement:
+        """`measure_all` of one model."""
+        return self.measure_all([model])[0]
+
+
+class LocalDevice(Device):
+    """One that runs in this process."""
+
+    max_spread = 0.03
+    """How far rounds may lie above the latency, relative to it, and agree with it."""
 
     @abstractmethod
     def load(self, model: bytes) -> LoadedModel:
@@ -67,12 +95,12 @@ class Device(ABC):
         """State of the GPU over all that was timed since the last call; None where there is none."""
         return None
 
-    def measure(self, model: bytes) -> Measurement:
-        """Load, profile, time and release one model.
-
-        Raises:
-            MeasurementError: the device refuses it.
-        """
+    def measure_all(self, models: Sequence[bytes], protocol: HowOften | None = None) -> list[Measurement]:
         from latency.protocol import measure
 
-        return measure(self, [model])[0]
+        return measure(self, models, protocol)
+
+    def by_the_wall_ms(self, model: bytes) -> tuple[float, float]:
+        from latency.protocol import by_the_wall_ms
+
+        return by_the_wall_ms(self, model)

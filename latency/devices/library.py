@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 
-from latency.devices.base import Device
+from latency.devices.base import LocalDevice
 from latency.devices.clock import GPU_SPREAD, CpuClock, GpuClock
 from latency.devices.core import CoreMonitor
 from latency.devices.cuda import Card, require_gpu
@@ -14,7 +14,7 @@ from latency.fingerprint import Fingerprint, GpuState, processor
 from latency.precision import require_precision
 
 
-class LibraryDevice(Device):
+class LibraryDevice(LocalDevice):
     """A library on this CPU, or on the first GPU that CUDA shows where the device's name says "cuda".
 
     Args:

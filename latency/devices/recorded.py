@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,8 +29,12 @@ class RecordedDevice(Device):
     def fingerprint(self) -> Fingerprint:
         return self._fingerprint
 
-    def load(self, model: bytes) -> NoReturn:
+    def measure_all(self, models: Sequence[bytes], protocol: object = None) -> NoReturn:
         raise DeviceUnavailable(
             f"'{self.name}' is known by its table only, and nothing can be measured on it here; measure where it is, with "
-            f"--device {self._fingerprint['device']}, and bring its whole folder."
+            f"--device {self._fingerprint['device']}, and bring its whole folder; or from here over ssh, with "
+            f"--device {self._fingerprint['device']}@HOST."
         )
+
+    def by_the_wall_ms(self, model: bytes) -> NoReturn:
+        self.measure_all([model])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from latency.devices.base import Device, Events, Times
+from latency.devices.base import Events, LocalDevice, Times
 from latency.devices.clock import GPU_SPREAD, GpuClock
 from latency.devices.cuda import Card, Gpu, Graph, require_gpu
 from latency.devices.nvml import GpuMonitor
@@ -23,7 +23,7 @@ from latency.fingerprint import Fingerprint, GpuState, slug
 from latency.precision import require_precision
 
 
-class TensorRTDevice(Device):
+class TensorRTDevice(LocalDevice):
     """TensorRT on the first GPU that CUDA shows."""
 
     max_spread = GPU_SPREAD

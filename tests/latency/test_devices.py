@@ -1,5 +1,7 @@
 """The contract of every device; the law-abiding test device has to keep it too."""
 
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -12,14 +14,13 @@ from latency.devices.clock import PATIENCE
 from latency.devices.core import CoreMonitor
 from latency.kernels import find_kernels
 from latency.measurement import Measurement
-from latency.protocol import measure
 from latency.table import LatencyTable
 from pruning.networks import load
 
 ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("trt", "ort-cuda", "torch-cuda", "torch-cuda-compiled")]
 
 
-@pytest.fixture(params=["ort", "torch", "torch-compiled", "lawful", *ON_A_GPU])
+@pytest.fixture(params=["ort", "torch", "torch-compiled", f"ort@:{sys.executable}", "lawful", *ON_A_GPU])
 def device(request, lawful):
     if request.param == "lawful":
         return lawful
@@ -48,7 +49,7 @@ def test_measurement_is_whole(device, tiny_network) -> None:
 
 def test_several_models_are_measured_together_in_their_order(device, tiny_network, rng, random_widths) -> None:
     structures = random_widths(tiny_network, rng, 3)
-    measured = measure(device, [tiny_network.onnx(widths) for widths in structures])
+    measured = device.measure_all([tiny_network.onnx(widths) for widths in structures])
     assert [one.kernels["cout"].iloc[0] for one in measured] == [widths[0] for widths in structures]
 
 

@@ -3,28 +3,25 @@
 from pathlib import Path
 
 import pytest
+from lawful import LawfulDevice, LawfulModel
 
 import latency
 from latency.kept import KeptMeasurements
 
 
-class Counting:
-    """The lawful device, and how many models it has loaded."""
+class Counting(LawfulDevice):
+    """Counts the models it has loaded."""
 
-    def __init__(self, lawful) -> None:
-        self.lawful, self.loaded = lawful, 0
+    loaded = 0
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.lawful, name)
-
-    def load(self, model: bytes) -> object:
+    def load(self, model: bytes) -> LawfulModel:
         self.loaded += 1
-        return self.lawful.load(model)
+        return super().load(model)
 
 
 def test_what_was_measured_is_found_again(lawful, tiny_network, tmp_path: Path) -> None:
     models = [tiny_network.onnx(tiny_network.nearest_widths(share)) for share in (0.5, 1.0)]
-    device, file = Counting(lawful), tmp_path / "results" / "v.part"
+    device, file = Counting(), tmp_path / "results" / "v.part"
     first = KeptMeasurements(device, file).measured("two", models)
     assert device.loaded == 2
     assert [one.latency_ms for one in first] == pytest.approx([lawful.load(model).total for model in models])
@@ -39,8 +36,8 @@ def test_what_was_measured_is_found_again(lawful, tiny_network, tmp_path: Path) 
     assert device.loaded == 6
 
 
-def test_without_a_file_nothing_is_kept(lawful, tiny_network) -> None:
-    device = Counting(lawful)
+def test_without_a_file_nothing_is_kept(tiny_network) -> None:
+    device = Counting()
     for _ in range(2):
         KeptMeasurements(device).measured("it", [tiny_network.onnx(tiny_network.max_widths)])
     assert device.loaded == 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latency.devices import Device, Times
+from latency.devices import LocalDevice, Times
 from latency.errors import MeasurementError
 from latency.fingerprint import GpuState
 from latency.protocol import Protocol, measure
@@ -31,7 +31,7 @@ class Scripted:
         self.closed = True
 
 
-class ScriptedDevice(Device):
+class ScriptedDevice(LocalDevice):
     name = "scripted"
 
     def __init__(self, lawful, script: list[float]) -> None:

@@ -39,7 +39,7 @@ def test_rows_come_back_as_they_were_measured(table, lawful, tiny_network, plan)
 
 def test_one_file_is_left_and_building_again_measures_nothing(table, lawful, tiny_network, plan, monkeypatch) -> None:
     assert [file.name for file in table.path.iterdir()] == ["table.parquet"]
-    monkeypatch.setattr("latency.build.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(lawful, "measure_all", lambda *_: pytest.fail("measured again"))
     steps: list[int] = []
     opened = LatencyTable.open(table.path.parent, lawful.fingerprint())
     again = build_table(lawful, tiny_network, plan, opened, progress=steps.append)
@@ -48,17 +48,15 @@ def test_one_file_is_left_and_building_again_measures_nothing(table, lawful, tin
 
 
 def test_a_killed_build_keeps_every_finished_block(tmp_path, lawful, tiny_network, plan, monkeypatch) -> None:
-    import latency.build
+    real, calls = lawful.measure_all, []
 
-    real, calls = latency.build.measure, []
-
-    def killed(*args):
-        calls.append(len(args[1]))
+    def killed(models, protocol):
+        calls.append(len(models))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(models, protocol)
 
-    monkeypatch.setattr("latency.build.measure", killed)
+    monkeypatch.setattr(lawful, "measure_all", killed)
     with pytest.raises(KeyboardInterrupt):
         build_table(lawful, tiny_network, plan, LatencyTable.open(tmp_path, lawful.fingerprint()))
     kept = LatencyTable.open(tmp_path, lawful.fingerprint())

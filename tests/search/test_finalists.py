@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from lawful import Wandering
+from lawful import LawfulDevice, Wandering
 
 from latency.build import build_table
 from latency.coverage import quick_plan
 from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
-from search import finalists
 from search.budget import BudgetError
 from search.feasible import FeasibleSet
 from search.finalists import FINALISTS, Finish, finish, measured_front, measured_ms
@@ -72,20 +71,19 @@ def test_a_device_slower_than_predicted_costs_measurements_not_the_budget(lawful
     assert all(f.measured_ms == pytest.approx(slower * exact(lawful_type(), tiny_network, f.widths)) for f in result.finalists)
 
 
-def test_a_machine_that_slows_down_after_each_block_is_learnt_from(lawful_type, tiny_network, predictor) -> None:
+def test_a_machine_that_slows_down_after_each_block_is_learnt_from(tiny_network, predictor) -> None:
     """What meets the budget among others and misses it alone: without a lesson every candidate would be tried so."""
     unpruned = tiny_network.onnx(tiny_network.max_widths)
 
     def slow_is_good(network, widths) -> Candidate:
         return Candidate(tuple(map(int, widths)), 0.5, -float(predictor.predict_widths(network, widths)[0]))
 
-    def measured(device, models, protocol=None, measure=finalists.measure):
-        device.link = lambda total: total * (1.15 if models[0] == unpruned else 1.0)
-        return measure(device, models, protocol)
+    class SlowLater(LawfulDevice):
+        def measure_all(self, models, protocol=None):
+            self.link = lambda total: total * (1.15 if models[0] == unpruned else 1.0)
+            return super().measure_all(models, protocol)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finalists, "measure", measured)
-        result, candidates, limit = finished(lawful_type(), tiny_network, predictor, 0.7, slow_is_good, 600)
+    result, candidates, limit = finished(SlowLater(), tiny_network, predictor, 0.7, slow_is_good, 600)
     assert 0.8 * limit < result.winner_ms <= limit
     assert result.accuracy is not None
     assert len(result.finalists) <= 2 * FINALISTS < len(candidates)

@@ -1,0 +1,104 @@
+"""A device of another host, measured from here over ssh: the models go there, with our code, and the measurements come back."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import execnet
+
+from latency.devices.base import Device
+from latency.devices.worker import DONE, REFUSED, unpacked
+from latency.errors import DeviceUnavailable, MeasurementError
+from latency.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from latency.measurement import Measurement
+    from latency.protocol import Protocol
+
+NEEDED = "numpy scipy pandas onnx"
+"""Packages without which nothing can be measured there, besides what the device itself needs."""
+
+
+START = """
+import sys, tempfile
+archive = tempfile.NamedTemporaryFile(suffix=".zip")
+archive.write(channel.receive())
+archive.flush()
+sys.path.insert(0, archive.name)
+from latency.devices.worker import serve
+serve(channel, *channel.receive())
+"""
+"""Runs there, given this package as an archive, and what `serve` takes."""
+
+
+class RemoteDevice(Device):
+    """The device `name` where `place` says: "HOST" or "HOST:PYTHON", a host that ssh reaches without a password, and the Python
+    there (default: python3); without HOST another Python of this machine.
+
+    Raises:
+        DeviceUnavailable: it cannot be reached, or the device cannot be opened there.
+    """
+
+    def __init__(self, name: str, place: str, threads: int, precision: str) -> None:
+        self.name, self._where = name, f"{name}@{place}"
+        self._host, _, python = place.partition(":")
+        spec = f"ssh={self._host}" if self._host else "popen"
+        try:
+            gateway = execnet.makegateway(f"{spec}//python={python or 'python3'}")
+        except (OSError, EOFError, execnet.HostNotFound) as error:
+            raise DeviceUnavailable(
+                f"device '{self._where}': no Python answers there ({error}); expected DEVICE@HOST or DEVICE@HOST:PYTHON, where "
+                f"`{self._command(python)}` works without a question."
+            ) from error
+        self._channel = gateway.remote_exec(START)
+        self._channel.send(_package())
+        self._channel.send((name, threads, precision))
+        self._fingerprint: Fingerprint = self._asked("fingerprint")
+
+    def fingerprint(self) -> Fingerprint:
+        return self._fingerprint
+
+    def measure_all(self, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Measurement]:
+        return [unpacked(one) for one in self._asked("measure_all", list(models), protocol and asdict(protocol))]
+
+    def by_the_wall_ms(self, model: bytes) -> tuple[float, float]:
+        own, wall = self._asked("by_the_wall_ms", model)
+        return own, wall
+
+    def _command(self, python: str) -> str:
+        return " ".join(filter(None, ("ssh" if self._host else "", self._host, python or "python3", "-V")))
+
+    def _asked(self, task: str, *arguments: object) -> Any:
+        """The result of one of `worker.TASKS`."""
+        try:
+            self._channel.send((task, *arguments))
+            kind, content = self._channel.receive()
+        except execnet.RemoteError as error:
+            reason = error.formatted.strip().splitlines()[-1]
+            raise DeviceUnavailable(
+                f"device '{self._where}': {reason}; expected Python 3.11 or newer there, with {NEEDED} and what the device "
+                "itself needs."
+            ) from error
+        except (OSError, EOFError) as error:
+            raise DeviceUnavailable(
+                f"device '{self._where}' answers no more; see to the connection, then run the same command again: what has "
+                "been measured is kept."
+            ) from error
+        if kind != DONE:
+            raise (MeasurementError if kind == REFUSED else DeviceUnavailable)(f"{self._where}: {content}")
+        return content
+
+
+def _package() -> bytes:
+    """This package as an archive that Python imports from."""
+    home = Path(__file__).parents[1]
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(home.rglob("*.py")):
+            archive.write(file, file.relative_to(home.parent))
+    return content.getvalue()
