@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 from collections.abc import Sequence
@@ -27,13 +28,14 @@ NEEDED = "numpy scipy pandas onnx"
 START = """
 import sys, tempfile
 archive = tempfile.NamedTemporaryFile(suffix=".zip")
-archive.write(channel.receive())
+code, *options = channel.receive()
+archive.write(code)
 archive.flush()
 sys.path.insert(0, archive.name)
 from latency.devices.worker import serve
-serve(channel, *channel.receive())
+serve(channel, *options)
 """
-"""Runs there, given this package as an archive, and what `serve` takes."""
+"""Runs there, given this package as an archive and what `serve` takes."""
 
 
 class RemoteDevice(Device):
@@ -50,14 +52,13 @@ class RemoteDevice(Device):
         spec = f"ssh={self._host}" if self._host else "popen"
         try:
             gateway = execnet.makegateway(f"{spec}//python={python or 'python3'}")
+            self._channel = gateway.remote_exec(START)
+            self._channel.send((_package(), name, threads, precision))
         except (OSError, EOFError, execnet.HostNotFound) as error:
             raise DeviceUnavailable(
                 f"device '{self._where}': no Python answers there ({error}); expected DEVICE@HOST or DEVICE@HOST:PYTHON, where "
                 f"`{self._command(python)}` works without a question."
             ) from error
-        self._channel = gateway.remote_exec(START)
-        self._channel.send(_package())
-        self._channel.send((name, threads, precision))
         self._fingerprint: Fingerprint = self._asked("fingerprint")
 
     def fingerprint(self) -> Fingerprint:
@@ -75,8 +76,9 @@ class RemoteDevice(Device):
 
     def _asked(self, task: str, *arguments: object) -> Any:
         """The result of one of `worker.TASKS`."""
-        try:
+        with contextlib.suppress(OSError):  # of a channel that is closed: receiving says why
             self._channel.send((task, *arguments))
+        try:
             kind, content = self._channel.receive()
         except execnet.RemoteError as error:
             reason = error.formatted.strip().splitlines()[-1]
@@ -84,7 +86,7 @@ class RemoteDevice(Device):
                 f"device '{self._where}': {reason}; expected Python 3.11 or newer there, with {NEEDED} and what the device "
                 "itself needs."
             ) from error
-        except (OSError, EOFError) as error:
+        except EOFError as error:
             raise DeviceUnavailable(
                 f"device '{self._where}' answers no more; see to the connection, then run the same command again: what has "
                 "been measured is kept."
