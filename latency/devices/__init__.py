@@ -6,6 +6,7 @@ Backends import their libraries only when opened. Every one passes the contract 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -24,6 +25,9 @@ DEVICES = {
     "trt": "trt:TensorRTDevice",
 }
 """Name → module in this package and class in it, which is given the name."""
+
+UNSAID = {"threads": "1", "precision": "fp32"}
+"""Of a device that is known by its table, what nobody need have asked for."""
 
 
 def open_device(name: str, *, threads: int = 1, precision: str = "fp32", lut: Path | None = None) -> Device:
@@ -47,7 +51,7 @@ def open_device(name: str, *, threads: int = 1, precision: str = "fp32", lut: Pa
 
         return RemoteDevice(kind, place, threads, precision)
     if name not in DEVICES:
-        return _elsewhere(name, lut)
+        return _elsewhere(name, lut, {"threads": str(threads), "precision": precision})
     if not 1 <= threads <= _processors():
         raise DeviceUnavailable(f"threads={threads} given; expected 1 to {_processors()}, the processors of this machine.")
     module, _, backend = DEVICES[name].partition(":")
@@ -56,8 +60,8 @@ def open_device(name: str, *, threads: int = 1, precision: str = "fp32", lut: Pa
     return device
 
 
-def _elsewhere(name: str, lut: Path | None) -> Device:
-    """The device of the table in `lut` that has this name."""
+def _elsewhere(name: str, lut: Path | None, wanted: Mapping[str, str]) -> Device:
+    """The device of the table in `lut` that has this name; what differs from UNSAID must be what it was measured with."""
     if lut is None or not (lut / name).is_dir():
         raise DeviceUnavailable(
             f"device '{name}' is unknown; expected one of: {', '.join(DEVICES)}; one of them on another host, such as "
@@ -65,7 +69,12 @@ def _elsewhere(name: str, lut: Path | None) -> Device:
         )
     from latency.devices.recorded import RecordedDevice
 
-    return RecordedDevice(lut / name)
+    device = RecordedDevice(lut / name)
+    measured = device.fingerprint()
+    for what, given in wanted.items():
+        if given not in (UNSAID[what], measured.get(what, given)):
+            raise DeviceUnavailable(f"{what}={given} given; the table at '{lut / name}' was measured with {measured[what]}.")
+    return device
 
 
 def _processors() -> int:

@@ -99,6 +99,8 @@ def test_a_device_elsewhere_is_known_by_its_table(lawful, tiny_network, tmp_path
     device = latency.open_device(table.path.name, lut=tmp_path)
     assert device.fingerprint() == lawful.fingerprint()
     assert not device.at_hand
+    with pytest.raises(latency.DeviceUnavailable, match=r"threads=4 given; the table at .* was measured with 1"):
+        latency.open_device(table.path.name, threads=4, lut=tmp_path)
     with pytest.raises(latency.DeviceUnavailable, match="measure where it is, with --device lawful"):
         build_table(device, tiny_network, quick_plan(tiny_network, 12), table)
     assert not table.refused
