@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import onnx
@@ -50,17 +51,20 @@ def family_of(kernel_type: str) -> str:
     return kernel_type.partition("+")[0]
 
 
+@cache
 def operation_of(kernel_type: str) -> str:
     """A type without its window, group and epilogue: "conv"."""
     return re.match(r"[a-z]*", kernel_type).group()  # type: ignore[union-attr]
 
 
+@cache
 def window_area(kernel_type: str) -> int:
     """Positions of the sliding window: 9 for "conv3x3s2+relu", 1 without a window."""
     window = re.search(r"(\d+)x(\d+)s", kernel_type)
     return int(window.group(1)) * int(window.group(2)) if window else 1
 
 
+@cache
 def group_size(kernel_type: str) -> int:
     """Input channels of each group of a grouped convolution: 16 for "groupconv3x3s1g16"."""
     return int(family_of(kernel_type).rpartition("g")[2])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,7 @@ def _by_operation(types: np.ndarray) -> Callable[[Kernels], np.ndarray]:
     return embed
 
 
+@cache
 def _stride(kernel_type: str) -> int:
     stride = re.search(r"\dx\d+s(\d+)", kernel_type)
     return int(stride.group(1)) if stride else 1
