@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 NEEDED = "numpy scipy pandas onnx"
 """Packages without which nothing can be measured there, besides what the device itself needs."""
 
-
 START = """
 import sys, tempfile
 archive = tempfile.NamedTemporaryFile(suffix=".zip")
@@ -65,19 +64,20 @@ class RemoteDevice(Device):
         return self._fingerprint
 
     def measure_all(self, models: Sequence[bytes], protocol: Protocol | None = None) -> list[Measurement]:
-        return [unpacked(one) for one in self._asked("measure_all", list(models), protocol and asdict(protocol))]
+        return [unpacked(one) for one in self._asked("measure_all", models, protocol and asdict(protocol))]
 
     def by_the_wall_ms(self, model: bytes) -> tuple[float, float]:
-        own, wall = self._asked("by_the_wall_ms", model)
+        own, wall = self._asked("by_the_wall_ms", [model])
         return own, wall
 
     def _command(self, python: str) -> str:
         return " ".join(filter(None, ("ssh" if self._host else "", self._host, python or "python3", "-V")))
 
-    def _asked(self, task: str, *arguments: object) -> Any:
-        """The result of one of `worker.TASKS`."""
+    def _asked(self, task: str, models: Sequence[bytes] = (), *arguments: object) -> Any:
+        """The result of one of `worker.TASKS`. Every model is a message of its own: none may be longer than 2 GB."""
         with contextlib.suppress(OSError):  # of a channel that is closed: receiving says why
-            self._channel.send((task, *arguments))
+            for message in ((task, len(models), *arguments), *models):
+                self._channel.send(message)
         try:
             kind, content = self._channel.receive()
         except execnet.RemoteError as error:

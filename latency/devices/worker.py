@@ -31,12 +31,14 @@ DONE, REFUSED, UNAVAILABLE = "done", "refused", "unavailable"
 
 
 def serve(channel: Channel, name: str, threads: int, precision: str) -> None:
-    """Answer requests (task, *arguments) with (kind, content), until the channel is closed."""
+    """Answer requests (task, number of models, *arguments), which the models follow, with (kind, content), until the channel is
+    closed."""
     device: Device | None = None
-    for task, *arguments in channel:
+    for task, count, *arguments in channel:
+        models = [channel.receive() for _ in range(count)]
         try:
             device = device or open_device(name, threads=threads, precision=precision, lut=Path.home() / KEPT)
-            channel.send((DONE, TASKS[task](device, *arguments)))
+            channel.send((DONE, TASKS[task](device, models, *arguments)))
         except MeasurementError as error:
             channel.send((REFUSED, str(error)))
         except MillipruneError as error:
@@ -48,9 +50,9 @@ def _measured(device: Device, models: list[bytes], protocol: dict[str, Any] | No
 
 
 TASKS: dict[str, Callable[..., object]] = {
-    "fingerprint": lambda device: device.fingerprint(),
+    "fingerprint": lambda device, models: device.fingerprint(),
     "measure_all": _measured,
-    "by_the_wall_ms": lambda device, model: device.by_the_wall_ms(model),
+    "by_the_wall_ms": lambda device, models: device.by_the_wall_ms(*models),
 }
 """What can be asked for, with the names of `Device`'s methods."""
 
