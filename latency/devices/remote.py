@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import weakref
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -47,16 +48,18 @@ class RemoteDevice(Device):
 
     def __init__(self, name: str, place: str, threads: int, precision: str) -> None:
         self.name, self._where = name, f"{name}@{place}"
-        self._host, _, python = place.partition(":")
-        spec = f"ssh={self._host}" if self._host else "popen"
+        host, _, python = place.partition(":")
+        python = python or "python3"
+        spec, command = (f"ssh={host}", f"ssh {host} {python} -V") if host else ("popen", f"{python} -V")
         try:
-            gateway = execnet.makegateway(f"{spec}//python={python or 'python3'}")
+            gateway = execnet.makegateway(f"{spec}//python={python}")
+            weakref.finalize(self, gateway.exit)
             self._channel = gateway.remote_exec(START)
             self._channel.send((_package(), name, threads, precision))
         except (OSError, EOFError, execnet.HostNotFound) as error:
             raise DeviceUnavailable(
                 f"device '{self._where}': no Python answers there ({error}); expected DEVICE@HOST or DEVICE@HOST:PYTHON, where "
-                f"`{self._command(python)}` works without a question."
+                f"`{command}` works without a question."
             ) from error
         self._fingerprint: Fingerprint = self._asked("fingerprint")
 
@@ -69,9 +72,6 @@ class RemoteDevice(Device):
     def by_the_wall_ms(self, model: bytes) -> tuple[float, float]:
         own, wall = self._asked("by_the_wall_ms", [model])
         return own, wall
-
-    def _command(self, python: str) -> str:
-        return " ".join(filter(None, ("ssh" if self._host else "", self._host, python or "python3", "-V")))
 
     def _asked(self, task: str, models: Sequence[bytes] = (), *arguments: object) -> Any:
         """The result of one of `worker.TASKS`. Every model is a message of its own: none may be longer than 2 GB."""

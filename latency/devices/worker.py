@@ -72,8 +72,7 @@ def packed(measured: Measurement) -> dict[str, Any]:
 
 def unpacked(plain: dict[str, Any]) -> Measurement:
     """The inverse of `packed`."""
-    conditions = dict(plain["conditions"])
-    gpu = conditions.pop("gpu")
+    gpu = plain["conditions"]["gpu"]
     return Measurement(
         plain["latency_ms"],
         plain["core_ms"],
@@ -81,5 +80,5 @@ def unpacked(plain: dict[str, Any]) -> Measurement:
         np.array(plain["rounds_ms"]),
         np.array(plain["rounds_core_ms"]),
         plain["stable"],
-        Conditions(**conditions, gpu=gpu and GpuState(**gpu)),
+        Conditions(**plain["conditions"] | {"gpu": gpu and GpuState(**gpu)}),
     )

@@ -79,6 +79,14 @@ def test_a_host_that_does_not_answer_is_named(place: str) -> None:
         latency.open_device(f"ort@{place}")
 
 
+def test_a_device_that_nobody_holds_leaves_no_process_behind() -> None:
+    device = latency.open_device(f"ort@{HERE}")
+    gateway = execnet.default_group[-1]
+    assert gateway in execnet.default_group
+    del device
+    assert gateway not in execnet.default_group
+
+
 def test_a_lost_connection_refuses_no_structure(tiny_network, tmp_path: Path) -> None:
     device = latency.open_device(f"ort@{HERE}")
     table = LatencyTable.open(tmp_path, device.fingerprint())
