@@ -34,8 +34,11 @@ NOISE = 0.04
 MOST_ROWS = 400
 """Kernels of one family that the process is conditioned on; more are drawn from at random."""
 
-SIZES, REMAINDERS, VARIANTS = slice(0, 6), slice(6, 12), slice(12, None)
-"""Columns of an embedding: logarithms of sizes, remainders of channels, and which epilogue or operation it is."""
+SIZES, LABELS = slice(0, 6), slice(6, None)
+"""Columns of an embedding: logarithms of sizes, and the rest, ..."""
+
+REMAINDERS, VARIANTS = slice(0, 6), slice(6, None)
+"""... of which these are remainders of channels, and which epilogue or operation it is."""
 
 OFFSET_SCALE = 4.0
 """How much slower the offset of one variant varies with size than what all variants share."""
@@ -62,8 +65,10 @@ class Level:
         self._variance = max(float(np.average((target[chosen] - self._mean) ** 2, weights=certainty)), NOISE**2)
         noise = (NOISE**2 + (1 - certainty) ** 2) / rows[chosen]
         self._scale, self._posterior = self._conditioned(noise, target[chosen] - self._mean)
-        ratio = self._ratio(kernels)
+        others = np.setdiff1d(np.arange(len(ms)), chosen)
+        ratio = np.empty(len(ms))
         ratio[chosen] = self._mean + self._posterior.left_out
+        ratio[others] = self._ratio(kernels.take(others))
         self.unseen_ms = self._corrected(base, ratio)
 
     def predict(self, kernels: Kernels) -> np.ndarray:
@@ -72,32 +77,38 @@ class Level:
 
     def deviation(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: standard deviation of the logarithm of `predict`."""
-        covariance = self._covariance(self._distances(self._embed(kernels)), self._scale)
+        covariance = self._covariance(self._likeness(self._embed(kernels)), self._scale)
         prior = np.full(len(covariance), 2 * self._variance)  # at no distance, the two parts of the covariance
         return np.sqrt(self._posterior.variance(prior, covariance) + NOISE**2)
 
     def _conditioned(self, noise: np.ndarray, target: np.ndarray) -> tuple[float, Posterior]:
-        distances = self._distances(self._points)
-        covariances = {scale: self._covariance(distances, scale) for scale in SCALES}
+        likeness = self._likeness(self._points)
+        covariances = {scale: self._covariance(likeness, scale) for scale in SCALES}
         best = max(SCALES, key=lambda scale: log_evidence(covariances[scale], noise, target))
         return best, condition(covariances[best], noise, target)
 
     def _ratio(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: log of real over predicted below."""
-        covariance = self._covariance(self._distances(self._embed(kernels)), self._scale)
+        covariance = self._covariance(self._likeness(self._embed(kernels)), self._scale)
         result: np.ndarray = self._mean + covariance @ self._posterior.weights
         return result
 
-    def _distances(self, points: np.ndarray) -> list[np.ndarray]:
-        """Squared, float64[N, M] each, to the M points that are known: in sizes, remainders and variants."""
-        return [squared_distances(points[:, part], self._points[:, part]) for part in (SIZES, REMAINDERS, VARIANTS)]
-
-    def _covariance(self, distances: Sequence[np.ndarray], scale: float) -> np.ndarray:
-        """Half of what the sizes say is common to all variants; each has a slowly varying offset of its own."""
-        sizes, remainders, variants = distances
+    def _likeness(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of N points and the M known ones, float64[N, M] each: the squared distance of their sizes, how alike they are but
+        for these, and how alike their variants. All but sizes have few different values, for each of which it is computed."""
+        sizes = squared_distances(points[:, SIZES], self._points[:, SIZES])
+        labels, label = np.unique(points[:, LABELS], axis=0, return_inverse=True)
+        known = self._points[:, LABELS]
+        remainders, variants = (squared_distances(labels[:, part], known[:, part]) for part in (REMAINDERS, VARIANTS))
         same = np.exp(-2 * variants)
-        local = np.exp(-0.5 * (sizes / scale**2 + remainders)) * (1 + same) / 2
-        return self._variance * (local + same * np.exp(-0.5 * sizes / (OFFSET_SCALE * scale) ** 2))
+        alike = np.exp(-0.5 * remainders) * (1 + same) / 2
+        return sizes, alike[label.ravel()], same[label.ravel()]
+
+    def _covariance(self, likeness: tuple[np.ndarray, np.ndarray, np.ndarray], scale: float) -> np.ndarray:
+        """Half of what the sizes say is common to all variants; each has a slowly varying offset of its own."""
+        sizes, alike, same = likeness
+        local = alike * np.exp(sizes * (-0.5 / scale**2))
+        return self._variance * (local + same * np.exp(sizes * (-0.5 / (OFFSET_SCALE * scale) ** 2)))
 
     def _corrected(self, base: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
         return np.maximum((base + RESOLUTION_MS) * np.exp(log_ratio) - RESOLUTION_MS, base / 5)
