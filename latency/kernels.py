@@ -149,7 +149,7 @@ class _Shapes:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.initializers = {tensor.name for tensor in model.graph.initializer}
         self.shapes = static_shapes(model)
-        self.channel_axis = _channel_axes(model.graph, self.shapes)
+        self.channel_axis = channel_axes(model.graph, self.shapes)
 
     def sizes(self, name: str) -> tuple[int, int, int, int]:
         """(batch, channels, height, width) of a value; trailing axes beyond these are counted into the height."""
@@ -164,11 +164,11 @@ class _Shapes:
         return shape[0], channels, math.prod(shape) // (shape[0] * channels), 1
 
 
-def _channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Which axis of each value holds the channels: 1, but for what transposes and gathers move."""
     axes: dict[str, int] = {}
     for node in graph.node:
-        axis = axes.get(node.input[0], 1) if node.input else 1
+        axis = next((axes[name] for name in node.input if name in axes), 1)
         attributes = _attributes(node)
         if node.op_type == "Transpose":
             axis = list(attributes["perm"]).index(axis)

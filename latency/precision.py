@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latency.errors import DeviceUnavailable
 
-PRODUCTS = ("Conv", "Gemm")
+PRODUCTS = ("Conv", "Gemm", "MatMul")
 """Operations that run on whole numbers."""
 
 SCALE = 1 / 32
@@ -94,7 +94,7 @@ def _dequantized_weight(
     if name in done:
         return []
     done.add(name)
-    transposed = product.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in product.attribute)
+    transposed = product.op_type != "Conv" and not any(a.name == "transB" and a.i for a in product.attribute)
     axis = 1 if transposed else 0
     weight = numpy_helper.to_array(weights[name])
     others = tuple(i for i in range(weight.ndim) if i != axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import io
@@ -17,7 +18,7 @@ from onnx import numpy_helper
 
 from latency.axis import AnyAxis, Axis, concatenated, kept
 from latency.errors import TraceError
-from latency.kernels import PRODUCTS, PlacedKernel, find_kernels
+from latency.kernels import PRODUCTS, PlacedKernel, channel_axes, find_kernels
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, tuple[AnyAxis, ...]]
 
 OPSET = 20
+NORMS = frozenset({"BatchNormalization", "LayerNormalization"})
+ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "PRelu"})
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Metadata entry in which torch's export says from which module, and from which inside it, a node comes."""
+
 SIGNATURE_KEY = "milliprune_signature"
 """Metadata entry of our ONNX models that says which network they are a structure of."""
 
@@ -52,7 +58,30 @@ def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelPr
         finally:
             logger.setLevel(level)
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    _drop_restriding(model.graph)
+    return model
+
+
+def _drop_restriding(graph: onnx.GraphProto) -> None:
+    """Where memory lies channels last, the export flattens what a global pooling gives and gathers it again as it was."""
+    numbers = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT64}
+    shapes, maker = _shapes(graph), {name: node for node in graph.node for name in node.output}
+    for gather in [node for node in graph.node if node.op_type == "Gather"]:
+        flat, order = maker.get(gather.input[0]), numbers.get(gather.input[1])
+        if flat is None or flat.op_type != "Reshape" or order is None or shapes.get(flat.input[0]) != order.shape:
+            continue
+        if np.array_equal(order.ravel(), np.arange(order.size)) and shapes[flat.output[0]] == (order.size,):
+            gather.CopyFrom(onnx.helper.make_node("Identity", flat.input[:1], gather.output, gather.name))
+            graph.node.remove(flat)
+    read = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    values = [*graph.value_info, *graph.output]
+    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
 
 
 class Template:
@@ -112,13 +141,13 @@ def _add_missing_biases(graph: onnx.GraphProto) -> None:
 
 
 def _unshare_weights(graph: onnx.GraphProto) -> None:
-    """A copy for every layer that reads an initializer: the export shares equal ones, which are pruned differently."""
+    """A copy for every node that reads an initializer: the export shares equal ones, which are pruned differently."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     reader: dict[str, int] = {}
     for number, node in enumerate(graph.node):
-        if node.op_type not in (*PRODUCTS, "BatchNormalization", "PRelu"):
+        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE:
             continue
-        first = 2 if node.op_type in PRODUCTS else 1  # a product's weight keeps its parameter's name
+        first = 2 if node.op_type in ("Conv", "Gemm") else 0  # their weights keep their parameters' names
         for position, name in list(enumerate(node.input))[first:]:
             if name in tensors and reader.setdefault(name, number) != number:
                 copied = graph.initializer.add()
@@ -130,8 +159,9 @@ def _annotate(
     graph: onnx.GraphProto, name: str, image_channels: int, tensors: Tensors
 ) -> tuple[dict[str, AnyAxis], dict[str, tuple[AnyAxis, ...]]]:
     """Channel axes of all values, axes of all initializers that widths change; follows the graph in order."""
-    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in [*graph.value_info, *graph.output]}
+    shapes = _shapes(graph)
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    places = channel_axes(graph, shapes)
     channels: dict[str, AnyAxis] = {graph.input[0].name: Axis(image_channels)}
     sliced: dict[str, tuple[AnyAxis, ...]] = {}
     for node in graph.node:
@@ -140,21 +170,23 @@ def _annotate(
             continue  # constants computed in the graph
         axis = next((axis for axis in known if axis.genes), None)
         if node.op_type in PRODUCTS and node.input[1] in dims:
-            axes = tensors.get(node.input[1])
+            axes = _weight_axes(node, tensors)
             if axes is None or tuple(a.size for a in axes) != dims[node.input[1]]:
                 raise TraceError(
                     f"{name}: the ONNX export changed the weights of '{node.name}' ({node.input[1]}), so they "
                     "cannot be sliced. Please report the module; fusing by hand before tracing may help."
                 )
             sliced[node.input[1]] = axes
-            sliced.update({name: axes[:1] for name in node.input[2:] if name})
-            axis = axes[0]
+            axis = axes[-1 if node.op_type == "MatMul" else 0]
+            sliced.update({name: (axis,) for name in node.input[2:] if name})
         elif axis is None:  # nothing that widths change: whatever it does, it stays as it is
             channels.update({name: Axis(shapes[name][1] if len(shapes[name]) > 1 else 1) for name in node.output})
             continue
-        elif node.op_type == "PRelu" and dims[node.input[1]][1] == axis.size:
-            sliced[node.input[1]] = (Axis(1), axis, *map(Axis, dims[node.input[1]][2:]))
-        elif node.op_type == "BatchNormalization":
+        elif node.op_type in ELEMENTWISE:
+            place = places[node.output[0]] - len(shapes[node.output[0]])  # counted from the last axis on: these broadcast
+            wide = [name for name in node.input if -place <= len(dims.get(name, ())) and dims[name][place] == axis.size]
+            sliced.update({name: _at(place, axis, dims[name]) for name in wide})
+        elif node.op_type in NORMS:
             sliced.update(dict.fromkeys(node.input[1:], (axis,)))
         elif node.op_type in ("Reshape", "Flatten"):
             size = shapes[node.output[0]][1]
@@ -163,6 +195,24 @@ def _annotate(
             axis = concatenated(known)
         channels.update(dict.fromkeys(node.output, axis))
     return channels, sliced
+
+
+def _weight_axes(product: onnx.NodeProto, tensors: Tensors) -> tuple[AnyAxis, ...] | None:
+    """Of a product's weight. A Linear at more than one position becomes a MatMul with its weight transposed and renamed; what
+    module it comes from is noted beside it."""
+    if product.op_type != "MatMul":
+        return tensors.get(product.input[1])
+    notes = {entry.key: entry.value for entry in product.metadata_props}
+    scopes: list[str] = ast.literal_eval(notes.get(SCOPES, "['', '']"))
+    axes = tensors.get(f"{scopes[-2]}.weight")
+    return axes and axes[::-1]
+
+
+def _at(place: int, axis: AnyAxis, sizes: tuple[int, ...]) -> tuple[AnyAxis, ...]:
+    """Axes of a tensor of these sizes, one of them `axis`."""
+    axes: list[AnyAxis] = [Axis(size) for size in sizes]
+    axes[place] = axis
+    return tuple(axes)
 
 
 def _skeleton(

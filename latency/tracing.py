@@ -1,10 +1,10 @@
 """Tracing: an ordinary module becomes a `Network`.
 
 The module is traced with torch.fx and run once for its shapes. Every tensor carries flows: channel variables, one
-after another along its axis 1, and how many consecutive entries belong to one channel of each. Layers make new variables,
-additions join them (union-find), concatenation lines them up, grouped convolutions let them shrink by whole groups,
-activations and pooling pass them on, and any operation that cannot be followed has all of its channels left to it; what is
-free in the end are the genes.
+after another along one of its axes, and how many consecutive entries belong to one channel of each. Layers make new
+variables, additions join them (union-find), concatenation lines them up, permutations move them to another axis, grouped
+convolutions let them shrink by whole groups, activations and pooling pass them on, and any operation that cannot be followed
+has all of its channels left to it; what is free in the end are the genes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torchvision.ops import stochastic_depth
 
 from latency.axis import AnyAxis, Axis, concatenated
+from latency.channels import Channels, Flow, Flows, Variables
 from latency.errors import TraceError
 from latency.network import Gene, Layer, Network, width_choices
 
@@ -66,9 +66,16 @@ def trace(
     return _Tracer(graph_module, name, _blocks(module)).network(shape, align)
 
 
+class _WholeLayers(fx.Tracer):
+    """Leaves LayerNorms whole, those that others derive too (torchvision's LayerNorm2d): their code states widths."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.LayerNorm) or super().is_leaf_module(module, name)
+
+
 def _symbolic(module: nn.Module, name: str) -> fx.GraphModule:
     try:
-        return fx.symbolic_trace(module)
+        return fx.GraphModule(module, _WholeLayers().trace(module), type(module).__name__)
     except Exception as error:  # torch.fx runs user code: anything may come out
         raise TraceError(
             f"{name} cannot be traced by torch.fx: {error} "
@@ -97,79 +104,26 @@ def _blocks(module: nn.Module) -> dict[str, str]:
     return blocks
 
 
-@dataclass(frozen=True)
-class _Flow:
-    """One stretch of a tensor's axis 1: `per_channel` entries for each channel of variable `variable`."""
-
-    variable: int
-    per_channel: int = 1
-
-
-_Flows = tuple[_Flow, ...]
-
-
-@dataclass
-class _Variables:
-    """Union-find over channel variables; a set is fixed when any member is, and a multiple of all its members'."""
-
-    parent: list[int] = field(default_factory=list)
-    size: list[int] = field(default_factory=list)
-    maker: list[str] = field(default_factory=list)
-    fixed: list[bool] = field(default_factory=list)
-    multiple: list[int] = field(default_factory=list)
-
-    def new(self, size: int, maker: str, fixed: bool = False) -> int:
-        self.parent.append(len(self.parent))
-        self.size.append(size)
-        self.maker.append(maker)
-        self.fixed.append(fixed)
-        self.multiple.append(1)
-        return len(self.parent) - 1
-
-    def entries(self, flow: _Flow) -> int:
-        """Length of the stretch at full width."""
-        return self.size[flow.variable] * flow.per_channel
-
-    def pin(self, flows: _Flows) -> None:
-        """Never prune these."""
-        for flow in flows:
-            self.fixed[self.root(flow.variable)] = True
-
-    def restrict(self, flows: _Flows, entries: int) -> None:
-        """Let every stretch shrink only by whole groups of `entries`."""
-        for flow in flows:
-            root = self.root(flow.variable)
-            channels = entries // math.gcd(entries, flow.per_channel)
-            self.multiple[root] = math.lcm(self.multiple[root], channels)
-
-    def root(self, variable: int) -> int:
-        while self.parent[variable] != variable:
-            variable = self.parent[variable]
-        return variable
-
-    def join(self, a: int, b: int) -> int:
-        """The set's name is its earliest member, so genes keep the order of the network."""
-        low, high = sorted((self.root(a), self.root(b)))
-        self.parent[high] = low
-        self.fixed[low] = self.fixed[low] or self.fixed[high]
-        self.multiple[low] = math.lcm(self.multiple[low], self.multiple[high])
-        return low
-
-
-PASSING_MODULES: tuple[type[nn.Module], ...] = (
+POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
     nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Identity, nn.Dropout, nn.Dropout2d,
+)  # fmt: skip
+POOLING_MODULES: tuple[type[nn.Module], ...] = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool1d, nn.AvgPool1d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad2d, nn.ReflectionPad2d,
     nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
 )  # fmt: skip
-PASSING_FUNCTIONS: frozenset[Any] = frozenset(
+POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
     {
         F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish,
-        F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-        F.adaptive_max_pool2d, F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d,
-        F.interpolate, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, stochastic_depth,
-        "relu", "sigmoid", "tanh", "clamp", "contiguous", "clone", "detach",
+        F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp,
+        stochastic_depth, "relu", "sigmoid", "tanh", "clamp", "contiguous", "clone", "detach",
+    }
+)  # fmt: skip
+POOLING_FUNCTIONS: frozenset[Any] = frozenset(
+    {
+        F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.max_pool1d, F.avg_pool1d,
+        F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.interpolate,
     }
 )  # fmt: skip
 JOINING_FUNCTIONS: frozenset[Any] = frozenset(
@@ -181,6 +135,7 @@ JOINING_FUNCTIONS: frozenset[Any] = frozenset(
 SPATIAL_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
 RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
+PERMUTING_FUNCTIONS: frozenset[Any] = frozenset({torch.permute, "permute"})
 ADVICE = "Replace it, or keep it outside the traced module and trace the parts before and after on their own."
 
 
@@ -196,19 +151,22 @@ class _Tracer:
         self.name = name
         self.blocks = blocks
         self.modules = dict(module.named_modules())
-        self.variables = _Variables()
-        self.flows: dict[fx.Node, _Flows] = {}
-        self.layers: dict[str, tuple[str, _Flows | int, _Flows, int]] = {}  # name → kind, inputs, outputs, taps
-        self.tensors: dict[str, tuple[_Flows | int, ...]] = {}
+        self.parameters = dict(module.named_parameters())
+        self.variables = Variables()
+        self.channels: dict[fx.Node, Channels] = {}
+        self.layers: dict[str, tuple[str, Flows | int, Flows, int]] = {}  # name → kind, inputs, outputs, taps
+        self.tensors: dict[str, tuple[Flows | int, ...]] = {}
         self.unfollowed: list[str] = []
-        self.module_rules: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Callable[..., _Flows]], ...] = (
+        self.module_rules: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Callable[..., Channels]], ...] = (
             (nn.Conv2d, self._conv),
             (nn.Linear, self._linear),
             (nn.BatchNorm2d, self._batchnorm),
             (nn.BatchNorm1d, self._batchnorm),
+            (nn.LayerNorm, self._layernorm),
             (nn.PReLU, self._prelu),
             (nn.Flatten, self._reshape),
-            (PASSING_MODULES, self._pass),
+            (POINTWISE_MODULES, self._pass),
+            (POOLING_MODULES, self._pool),
         )
 
     def network(self, input_shape: tuple[int, ...], align: int) -> Network:
@@ -218,7 +176,7 @@ class _Tracer:
         self.module.recompile()
         genes, index = self._genes(align)
 
-        def axis(flows: _Flows | int) -> AnyAxis:
+        def axis(flows: Flows | int) -> AnyAxis:
             if isinstance(flows, int):
                 return Axis(flows)
             roots = [self.variables.root(flow.variable) for flow in flows]
@@ -249,39 +207,43 @@ class _Tracer:
         if node.op == "placeholder":
             self._image(node)
         elif node.op == "output":
-            for source in node.all_input_nodes:
-                self.variables.pin(self.flows.get(source, ()))
+            self._pin_inputs(node)
         elif _shape(node) is None:
             return  # sizes and other plain numbers carry no channels
         elif node.op == "get_attr":
-            raise self._error(node, "uses a bare parameter or buffer", "Put it into a layer torch.nn knows.")
+            if any(user.target not in JOINING_FUNCTIONS for user in node.users):
+                raise self._bare(node)
         else:
             try:
-                self.flows[node] = self._followed(node)
+                self.channels[node] = self._followed(node)
             except _Unfollowed as reason:
-                self.flows[node] = self._left_alone(node, str(reason))
+                self.channels[node] = self._left_alone(node, str(reason))
 
-    def _followed(self, node: fx.Node) -> _Flows:
+    def _pin_inputs(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if source in self.channels:
+                self.variables.pin(self.channels[source].flows)
+
+    def _followed(self, node: fx.Node) -> Channels:
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         rule = self._function_rule(node) if module is None else self._module_rule(node, module)
-        if any(len(_shape(one)) < 2 for one in (node, *node.all_input_nodes) if one in self.flows or one is node):
+        if any(len(_shape(one)) < 2 for one in (node, *node.all_input_nodes) if one in self.channels or one is node):
             raise _Unfollowed("works on something without channels")
         return rule(node, module)
 
-    def _left_alone(self, node: fx.Node, what: str) -> _Flows:
+    def _left_alone(self, node: fx.Node, what: str) -> Channels:
         """What goes in keeps all of its channels, and so does what comes out."""
-        for source in node.all_input_nodes:
-            self.variables.pin(self.flows.get(source, ()))
+        self._pin_inputs(node)
         self.unfollowed.append(f"{self._owner(node)} {what}")
         shape = _shape(node)
-        return (_Flow(self.variables.new(shape[1], node.name, fixed=True)),) if len(shape) > 1 else ()
+        return Channels((Flow(self.variables.new(shape[1], node.name, fixed=True)),) if len(shape) > 1 else ())
 
     def _image(self, node: fx.Node) -> None:
-        if self.flows:
+        if self.channels:
             raise self._error(node, "is a second input", "Trace a module with one image input.")
-        self.flows[node] = (_Flow(self.variables.new(_shape(node)[1], str(node.target), fixed=True)),)
+        self.channels[node] = Channels((Flow(self.variables.new(_shape(node)[1], str(node.target), fixed=True)),))
 
-    def _module_rule(self, node: fx.Node, module: nn.Module) -> Callable[..., _Flows]:
+    def _module_rule(self, node: fx.Node, module: nn.Module) -> Callable[..., Channels]:
         rule = next((rule for kinds, rule in self.module_rules if isinstance(module, kinds)), None)
         if rule is not None:
             return rule
@@ -289,13 +251,15 @@ class _Tracer:
             raise self._error(node, f"is a {type(module).__name__}, whose parameters we cannot prune", ADVICE)
         raise _Unfollowed(f"is a {type(module).__name__}")
 
-    def _function_rule(self, node: fx.Node) -> Callable[..., _Flows]:
+    def _function_rule(self, node: fx.Node) -> Callable[..., Channels]:
         rules = (
-            (PASSING_FUNCTIONS, self._pass),
+            (POINTWISE_FUNCTIONS, self._pass),
+            (POOLING_FUNCTIONS, self._pool),
             (JOINING_FUNCTIONS, self._join),
             (SPATIAL_FUNCTIONS, self._reduce),
             (RESHAPING_FUNCTIONS, self._reshape),
             (CONCATENATING_FUNCTIONS, self._concatenate),
+            (PERMUTING_FUNCTIONS, self._permute),
         )
         for functions, rule in rules:
             if node.target in functions:
@@ -303,7 +267,7 @@ class _Tracer:
         called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
         raise _Unfollowed(f"calls {called}")
 
-    def _conv(self, node: fx.Node, conv: nn.Conv2d) -> _Flows:
+    def _conv(self, node: fx.Node, conv: nn.Conv2d) -> Channels:
         if conv.padding_mode != "zeros":
             raise self._error(
                 node, f"pads with '{conv.padding_mode}'", "Use padding_mode='zeros', or a padding layer before it."
@@ -311,19 +275,19 @@ class _Tracer:
         height, width = _shape(node)[2:]
         taps = math.prod(conv.kernel_size) * height * width
         if conv.groups == 1:
-            inputs: _Flows | int = self._input(node)
+            inputs: Flows | int = self._input_on(node, 1)
             outputs = self._new(node, conv.out_channels)
         else:
             inputs, outputs = conv.in_channels // conv.groups, self._grouped(node, conv)
         self._layer(node, conv, "conv", inputs, outputs, taps, conv.kernel_size)
-        return outputs
+        return Channels(outputs)
 
-    def _grouped(self, node: fx.Node, conv: nn.Conv2d) -> _Flows:
+    def _grouped(self, node: fx.Node, conv: nn.Conv2d) -> Flows:
         """Outputs of a grouped convolution: pruning its input drops whole groups, and with them their outputs.
 
         Where that cannot be (fewer outputs than inputs, a group across a concatenation), neither side is pruned.
         """
-        flows = self._input(node)
+        flows = self._input_on(node, 1)
         group = conv.in_channels // conv.groups
         if conv.out_channels % conv.in_channels or any(self.variables.entries(flow) % group for flow in flows):
             self.variables.pin(flows)
@@ -332,97 +296,153 @@ class _Tracer:
             return outputs
         self.variables.restrict(flows, group)
         times = conv.out_channels // conv.in_channels
-        return tuple(_Flow(flow.variable, flow.per_channel * times) for flow in flows)
+        return tuple(Flow(flow.variable, flow.per_channel * times) for flow in flows)
 
-    def _linear(self, node: fx.Node, linear: nn.Linear) -> _Flows:
-        if len(_shape(node)) != 2:
-            raise self._error(node, f"is a Linear applied to a tensor of {len(_shape(node))} axes", "Flatten it first.")
-        outputs = self._new(node, linear.out_features)
-        self._layer(node, linear, "linear", self._input(node), outputs, 1)
-        return outputs
+    def _linear(self, node: fx.Node, linear: nn.Linear) -> Channels:
+        """At more positions than one it is a pointwise convolution."""
+        last, positions = len(_shape(node)) - 1, math.prod(_shape(node)[1:-1])
+        inputs, outputs = self._input_on(node, last), self._new(node, linear.out_features)
+        self._layer(node, linear, "linear" if last == 1 else "conv", inputs, outputs, positions)
+        return Channels(outputs, last)
 
-    def _batchnorm(self, node: fx.Node, module: nn.Module) -> _Flows:
-        flows = self._input(node)
+    def _batchnorm(self, node: fx.Node, module: nn.Module) -> Channels:
+        flows = self._input_on(node, 1)
         name = str(node.target)
         for tensor in ("weight", "bias", "running_mean", "running_var"):
             if getattr(module, tensor) is not None:
                 self.tensors[f"{name}.{tensor}"] = (flows,)
-        return flows
+        return Channels(flows)
 
-    def _pass(self, node: fx.Node, module: nn.Module | None) -> _Flows:
-        if _shape(node)[1] != _shape(self._source(node))[1]:
-            raise _Unfollowed("changes the number of channels")
+    def _layernorm(self, node: fx.Node, module: nn.LayerNorm) -> Channels:
+        """Over the channels only. Derived classes are taken to find these wherever they lie."""
+        channels, shape = self._input(node), _shape(node)
+        if tuple(module.normalized_shape) != (shape[channels.axis],):
+            raise self._error(node, f"is a {type(module).__name__} over {tuple(module.normalized_shape)}", ADVICE)
+        if type(module) is nn.LayerNorm:
+            self._input_on(node, len(shape) - 1)
+        if not module.elementwise_affine:
+            self.variables.pin(channels.flows)  # nothing would say what is left of them
+        for tensor, _ in module.named_parameters():
+            self.tensors[f"{node.target}.{tensor}"] = (channels.flows,)
+        return channels
+
+    def _pass(self, node: fx.Node, module: nn.Module | None) -> Channels:
         return self._input(node)
 
-    def _prelu(self, node: fx.Node, prelu: nn.PReLU) -> _Flows:
-        flows = self._input(node)
-        self.tensors[f"{node.target}.weight"] = (flows if prelu.num_parameters > 1 else 1,)
-        return flows
+    def _pool(self, node: fx.Node, module: nn.Module | None) -> Channels:
+        channels = self._input(node)
+        if channels.axis != 1 or _shape(node)[1] != _shape(self._source(node))[1]:
+            raise _Unfollowed("changes the number of channels")
+        return channels
 
-    def _join(self, node: fx.Node, module: nn.Module | None) -> _Flows:
+    def _prelu(self, node: fx.Node, prelu: nn.PReLU) -> Channels:
+        channels = self._input(node)
+        if prelu.num_parameters > 1:
+            self.tensors[f"{node.target}.weight"] = (self._input_on(node, 1),)
+        else:
+            self.tensors[f"{node.target}.weight"] = (1,)
+        return channels
+
+    def _join(self, node: fx.Node, module: nn.Module | None) -> Channels:
         """Stretch by stretch; tensors whose stretches do not match keep all their channels."""
-        channels, rank = _shape(node)[1], len(_shape(node))
-        operands = [source for source in node.all_input_nodes if source in self.flows]
+        rank = len(_shape(node))
+        operands = [source for source in node.all_input_nodes if source in self.channels]
         if any(len(_shape(source)) != rank for source in operands):
             raise _Unfollowed("combines tensors of different ranks")
-        first, *others = [self.flows[source] for source in operands if _shape(source)[1] == channels]
+        axis = self._input(node).axis
+        if any(self.channels[source].axis != axis for source in operands):
+            raise _Unfollowed("combines tensors whose channels lie on different axes")
+        joined = [self.channels[source].flows for source in operands if _shape(source)[axis] == _shape(node)[axis]]
+        for bare in (source for source in node.all_input_nodes if source.op == "get_attr"):
+            if not joined:
+                raise self._bare(bare)
+            self._line_up(bare, joined[0], axis - rank)
+        self._join_flows(joined)
+        return Channels(joined[0], axis)
+
+    def _line_up(self, bare: fx.Node, flows: Flows, axis: int) -> None:
+        """A bare parameter has the channels of what it is combined with where it has an entry for each, on its `axis` (below
+        0: from the last on). Beside a buffer all of them stay."""
+        name, shape = str(bare.target), _shape(bare)
+        wide = len(shape) + axis >= 0 and shape[axis] > 1
+        if name in self.tensors:
+            raise self._error(bare, "uses a bare parameter for the second time", "Put it into a layer torch.nn knows.")
+        if name not in self.parameters:
+            self.variables.pin(flows if wide else ())
+            return
+        sizes: list[Flows | int] = list(shape)
+        if wide:
+            sizes[axis] = flows
+        self.tensors[name] = tuple(sizes)
+
+    def _join_flows(self, joined: Sequence[Flows]) -> None:
+        first, *others = joined
         for other in others:
             if self._layout(first) == self._layout(other):
                 for a, b in zip(first, other, strict=True):
                     self.variables.join(a.variable, b.variable)
             else:
                 self.variables.pin(first + other)
-        return first
 
-    def _layout(self, flows: _Flows) -> list[tuple[int, int]]:
+    def _layout(self, flows: Flows) -> list[tuple[int, int]]:
         return [(self.variables.size[flow.variable], flow.per_channel) for flow in flows]
 
-    def _concatenate(self, node: fx.Node, module: nn.Module | None) -> _Flows:
+    def _concatenate(self, node: fx.Node, module: nn.Module | None) -> Channels:
         dim: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        if dim % len(_shape(node)) != 1:
-            raise _Unfollowed(f"concatenates along axis {dim}")
         tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
-        return tuple(flow for tensor in tensors for flow in self.flows[tensor])
+        dim %= len(_shape(node))
+        if any(self.channels[tensor].axis != dim for tensor in tensors):
+            raise _Unfollowed(f"concatenates along axis {dim}")
+        return Channels(tuple(flow for tensor in tensors for flow in self.channels[tensor].flows), dim)
 
-    def _reduce(self, node: fx.Node, module: nn.Module | None) -> _Flows:
-        before, after = _shape(self._source(node)), _shape(node)
-        dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        dims = (dims,) if isinstance(dims, int) else dims
-        if not dims or any(dim % len(before) < 2 for dim in dims) or after[:2] != before[:2]:
+    def _reduce(self, node: fx.Node, module: nn.Module | None) -> Channels:
+        channels, rank = self._input(node), len(_shape(self._source(node)))
+        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given or ())}
+        if not dims or dims & {0, channels.axis}:
             raise _Unfollowed("reduces over the batch or the channels")
-        return self._input(node)
+        gone = 0 if len(_shape(node)) == rank else sum(dim < channels.axis for dim in dims)
+        return Channels(channels.flows, channels.axis - gone)
 
-    def _reshape(self, node: fx.Node, module: nn.Module | None) -> _Flows:
+    def _permute(self, node: fx.Node, module: nn.Module | None) -> Channels:
+        order: Any = node.kwargs.get("dims", node.args[1:])
+        order = order[0] if len(order) == 1 else order
+        channels, rank = self._input(node), len(_shape(node))
+        return Channels(channels.flows, [dim % rank for dim in order].index(channels.axis))
+
+    def _reshape(self, node: fx.Node, module: nn.Module | None) -> Channels:
         """Flattening to (N, C·H·W) or (N, C, H·W), and (N, C) back to (N, C, 1, 1), whatever it is called."""
         before, after = _shape(self._source(node)), _shape(node)
-        flows = self._input(node)
+        channels = self._input(node)
         if after == before:
-            return flows
+            return channels
+        if channels.axis != 1:
+            raise _Unfollowed(f"reshapes {before} to {after}, channels on axis {channels.axis}")
         if after == (*before, 1, 1):
             self._rewrite(node, operator.getitem, (slice(None), slice(None), None, None))
-            return flows
+            return channels
         if after[:1] != before[:1] or (len(after) != 2 and not (len(after) == 3 and after[1] == before[1])):
             raise _Unfollowed(f"reshapes {before} to {after}")
         if node.op != "call_module":
             self._rewrite(node, torch.flatten, len(after) - 1)
         times = after[1] // before[1]
-        return tuple(_Flow(flow.variable, flow.per_channel * times) for flow in flows)
+        return Channels(tuple(Flow(flow.variable, flow.per_channel * times) for flow in channels.flows))
 
     def _rewrite(self, node: fx.Node, function: Callable[..., Any], argument: Any) -> None:
         """`x.view(-1, 1280)` states a size that pruning changes; `function` does the same without."""
         source = self._source(node)
         node.op, node.target, node.args, node.kwargs = "call_function", function, (source, argument), {}
 
-    def _new(self, node: fx.Node, size: int) -> _Flows:
-        return (_Flow(self.variables.new(size, str(node.target))),)
+    def _new(self, node: fx.Node, size: int) -> Flows:
+        return (Flow(self.variables.new(size, str(node.target))),)
 
     def _layer(
         self,
         node: fx.Node,
         module: nn.Conv2d | nn.Linear,
         kind: str,
-        inputs: _Flows | int,
-        outputs: _Flows,
+        inputs: Flows | int,
+        outputs: Flows,
         taps: int,
         window: tuple[int, ...] = (),
     ) -> None:
@@ -435,10 +455,21 @@ class _Tracer:
             self.tensors[f"{name}.bias"] = (outputs,)
 
     def _source(self, node: fx.Node) -> fx.Node:
-        return next(source for source in node.all_input_nodes if source in self.flows)
+        return next(source for source in node.all_input_nodes if source in self.channels)
 
-    def _input(self, node: fx.Node) -> _Flows:
-        return self.flows[self._source(node)]
+    def _input(self, node: fx.Node) -> Channels:
+        return self.channels[self._source(node)]
+
+    def _input_on(self, node: fx.Node, axis: int) -> Flows:
+        """The input's channels, which must lie on that axis."""
+        channels = self._input(node)
+        if channels.axis != axis:
+            what = f"takes axis {axis} of its input for the channels, which lie on axis {channels.axis}"
+            raise self._error(node, what, "Permute it first, or flatten it.")
+        return channels.flows
+
+    def _bare(self, node: fx.Node) -> TraceError:
+        return self._error(node, "uses a bare parameter or buffer", "Put it into a layer torch.nn knows.")
 
     def _error(self, node: fx.Node, what: str, advice: str) -> TraceError:
         return TraceError(f"{self.name}: {self._owner(node)} {what}. {advice}")

@@ -23,8 +23,8 @@ ADDED = "_added_bn"
 
 
 def normalised(network: Network) -> Network:
-    """The same network with BN after each convolution; itself where it has some already."""
-    if _has_bn(network):
+    """The same network with BN after each convolution; itself where it has norms already."""
+    if _has_norms(network):
         return network
     module, tensors, parameters = copy.deepcopy(network.module), dict(network.tensors), list(network.parameter_names)
     outputs = {layer.name: layer.outputs for layer in network.layers}
@@ -46,7 +46,7 @@ def normalised(network: Network) -> Network:
 
 def gains_bn(network: Network) -> bool:
     """Whether BN is, or has been, added to `network` for training."""
-    return not _has_bn(network) or any(ADDED in name for name in network.parameter_names)
+    return not _has_norms(network) or any(ADDED in name for name in network.parameter_names)
 
 
 @torch.no_grad()
@@ -88,8 +88,9 @@ def folded(structure: nn.Module) -> nn.Module:
     return structure
 
 
-def _has_bn(network: Network) -> bool:
-    return any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.module.modules())
+def _has_norms(network: Network) -> bool:
+    norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm
+    return any(isinstance(module, norms) for module in network.module.modules())
 
 
 def _added(module: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.BatchNorm2d]]:

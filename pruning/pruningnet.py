@@ -1,6 +1,6 @@
 """PruningNet: the traced network with its convolution weights generated from the widths (MetaPruning, section 3.1).
 
-Every convolution has a generator of its own (see `pruning.generators`). Everything else (BN, biases, the classifier) is an
+Every convolution has a generator of its own (see `pruning.generators`). Everything else (norms, biases, the classifier) is an
 ordinary parameter, cropped the same way. A structure's weights are a dict by the traced network's own names, so the structure
 that is trained, the one that is evaluated and the one that is shipped are the same code.
 """
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
 from latency.axis import AnyAxis
 from latency.network import Network
-from pruning.extract import extract
+from pruning.extract import extract, over_channels
 from pruning.generators import GENERATORS, HIDDEN, FullGenerator, Kept, LowRankGenerator, crop
 
 
@@ -39,6 +40,7 @@ class PruningNet(nn.Module):
     def __init__(self, network: Network, start: Mapping[str, Tensor], generator: str = "full", hidden: int = HIDDEN) -> None:
         super().__init__()
         self.network = network
+        self._counts_zeros = any(isinstance(module, nn.LayerNorm) for module in network.module.modules())
         blocks = block_genes(network)
         make = GENERATORS[generator]
         self.generators = nn.ModuleDict(
@@ -72,11 +74,12 @@ class PruningNet(nn.Module):
         """All parameters of the structure `widths` (int64[L]) by the traced network's names, in full precision.
 
         Args:
-            whole: at full size, zero for what is pruned, which computes the same; otherwise cropped. By default whole on a GPU:
-                there convolutions of a shape not seen before must be planned first, which takes longer than what is spared.
+            whole: at full size, zero for what is pruned, which computes the same unless a LayerNorm counts the zeros; otherwise
+                cropped. By default whole on a GPU where that computes the same: there convolutions of a shape not seen before
+                must be planned first, which takes longer than what is spared.
         """
         if whole is None:
-            whole = self.device.type == "cuda"
+            whole = self.device.type == "cuda" and not self._counts_zeros
         with torch.autocast(self.device.type, enabled=False):
             return self._among_zeros(widths) if whole else self._made(widths, lambda name: self.network.kept(name, widths))
 
@@ -150,7 +153,14 @@ class _Structure(fx.Interpreter):
             return F.prelu(args[0], weight)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=module.eps)
+        if isinstance(module, nn.LayerNorm) and weight is not None:
+            own = {name: self.weights[f"{target}.{name}"] for name, _ in module.named_parameters()}
+            return functional_call(over_channels(module, len(weight)), own, args, kwargs)
         return super().call_module(target, args, kwargs)
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        weight = self.weights.get(target)
+        return super().get_attr(target, args, kwargs) if weight is None else weight
 
 
 def _is_pointwise(module: nn.Conv2d) -> bool:

@@ -63,6 +63,12 @@ def digits() -> Dataset:
     return load_data("digits", 16)
 
 
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """Modules draw their weights from the global generator: the same ones, whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -87,6 +93,7 @@ def awake() -> Callable[[nn.Module, tuple[int, ...]], nn.Module]:
         for layer in module.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = None
+            if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm):
                 nn.init.uniform_(layer.weight, 0.5, 1.5, generator=generator)
                 nn.init.normal_(layer.bias, std=0.3, generator=generator)
             elif isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:

@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -103,3 +104,12 @@ class Plain(nn.Sequential):
 
 def plain(num_classes: int = 10) -> nn.Module:
     return Plain(num_classes)
+
+
+def tiny_convnext(num_classes: int = 10) -> nn.Module:
+    """LayerNorms over channels on the second and on the last axis, linear layers at every position, bare parameters."""
+    module = ConvNeXt([CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 1)], num_classes=num_classes)
+    for name, parameter in module.named_parameters():
+        if name.endswith("layer_scale"):
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return module

@@ -147,7 +147,7 @@ def _names(event: str, operation: str) -> tuple[str, ...]:
     if operation.startswith("Reorder"):
         return ()
     name = event.removesuffix("_kernel_time").removeprefix("fused ")
-    name = re.sub(r"/\w+Fusion/$", "", name)
+    name = re.sub(r"/\w+Fusion/?$", "", name)
     return (re.sub(r"_nchwc(_token_\d+)?$", "", name),)
 
 

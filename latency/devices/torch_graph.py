@@ -127,6 +127,12 @@ def _batchnorm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor
     return F.batch_norm(x, mean, var, scale, bias, eps=epsilon)
 
 
+def _layernorm(
+    x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5, **_: Any
+) -> Tensor:
+    return F.layer_norm(x, x.shape[axis:], scale, bias, epsilon)
+
+
 def _clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     return torch.clamp(x, low, high)
 
@@ -200,6 +206,7 @@ def _same(x: Tensor, *_: Any, **__: Any) -> Tensor:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "Conv": _conv, "Gemm": _gemm, "MatMul": torch.matmul, "BatchNormalization": _batchnorm,
+    "LayerNormalization": _layernorm,
     "MaxPool": _maxpool, "AveragePool": _averagepool, "GlobalAveragePool": _globalpool, "ReduceMean": _mean,
     "Relu": F.relu, "Clip": _clip, "LeakyRelu": _leakyrelu, "Elu": _elu, "Gelu": _gelu, "PRelu": F.prelu,
     "Sigmoid": torch.sigmoid, "HardSigmoid": _hardsigmoid, "HardSwish": F.hardswish, "Tanh": torch.tanh,

@@ -60,14 +60,16 @@ def test_fingerprint_is_text_and_stays(device) -> None:
     assert all(isinstance(value, str) and value for value in fingerprint.values())
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "resnet18", "vgg11_bn"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "resnet18", "vgg11_bn", "convnext_tiny"]
+)
 @pytest.mark.parametrize("align", [1, 8])
 def test_ort_names_every_kernel_it_runs(name: str, align: int, rng, random_widths) -> None:
     """Aligned and odd widths fuse differently; no kernel with weights may come out empty."""
     net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=align)
     (widths,) = random_widths(net, rng, 1)
     kernels = latency.open_device("ort").measure(net.onnx(widths)).kernels
-    weighted = kernels["type"].str.match("conv|depthwise|gemm")
+    weighted = kernels["type"].str.match("conv|depthwise|gemm|matmul|layernorm|gelu")
     assert (kernels["ms"][weighted] > 0).all()
     assert kernels["ms"][kernels["ms"] == 0].size <= 2
 

@@ -32,7 +32,9 @@ def test_kernels_of_the_tiny_network(tiny_network) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "efficientnet_b0", "vgg11_bn", "densenet121", "resnext50_32x4d"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "resnet18", "efficientnet_b0", "vgg11_bn", "densenet121", "resnext50_32x4d", "convnext_tiny"]
+)
 def test_resized_kernels_are_those_of_the_resized_model(name: str, rng, random_widths) -> None:
     """The symbolic view (template kernels with axes) and the concrete one (the structure's own graph) agree."""
     net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=1)

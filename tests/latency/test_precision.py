@@ -6,13 +6,13 @@ import onnxruntime
 import pytest
 
 import latency
-from latency.precision import lowered, require_precision
+from latency.precision import PRODUCTS, lowered, require_precision
 from pruning.networks import load
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["mobilenet_v2", "tinynet:tiny_convnext"])
 def model(request) -> bytes:
-    net = latency.trace(request.getfixturevalue("awake")(load("mobilenet_v2", 10), (1, 3, 32, 32)), (1, 3, 32, 32), align=8)
+    net = latency.trace(request.getfixturevalue("awake")(load(request.param, 10), (1, 3, 32, 32)), (1, 3, 32, 32), align=8)
     return net.onnx(net.nearest_widths(0.5))
 
 
@@ -40,8 +40,8 @@ def test_in_fp16_nothing_is_left_of_float32(model: bytes) -> None:
 def test_in_int8_every_product_reads_quantized_values_and_weights(model: bytes) -> None:
     graph = onnx.load_from_string(lowered(model, "int8")).graph
     maker = {node.output[0]: node.op_type for node in graph.node}
-    products = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
-    assert len(products) == sum(node.op_type in ("Conv", "Gemm") for node in onnx.load_from_string(model).graph.node)
+    products = [node for node in graph.node if node.op_type in PRODUCTS]
+    assert len(products) == sum(node.op_type in PRODUCTS for node in onnx.load_from_string(model).graph.node)
     assert all(maker[name] == "DequantizeLinear" for node in products for name in node.input[:2])
 
 

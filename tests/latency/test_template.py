@@ -26,6 +26,7 @@ SIZES = {
     "regnet_y_400mf": 64,
     "resnext50_32x4d": 64,
     "shufflenet_v2_x0_5": 64,
+    "tinynet:tiny_convnext": 32,
 }
 
 

@@ -13,7 +13,8 @@ from pruning.networks import load
 
 FLOAT = onnx.TensorProto.FLOAT
 NAMES = (
-    "mobilenet_v2 mobilenet_v3_large efficientnet_b0 resnet18 densenet121 googlenet regnet_y_400mf alexnet shufflenet_v2_x0_5"
+    "mobilenet_v2 mobilenet_v3_large efficientnet_b0 resnet18 densenet121 googlenet regnet_y_400mf alexnet shufflenet_v2_x0_5 "
+    "tinynet:tiny_convnext"
 ).split()
 
 

@@ -24,6 +24,7 @@ GENES = {
     "densenet121": 1 + 58 * 2 + 3,  # stem, two in each dense layer, transitions
     "shufflenet_v2_x0_5": 1 + 16 + 1,  # stem, one inside each unit: what is shuffled keeps its channels; last feature
     "resnext50_32x4d": 1 + 4 + 16,  # stem, stages, one inside each block: its grouped convolution joins two widths
+    "convnext_tiny": 4 + 18,  # stages, one inside each block
 }
 
 
@@ -129,6 +130,8 @@ class Branches(nn.Module):
         self.second = nn.Conv2d(8, 8, 3, padding=1)
         self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
         self.norm = nn.GroupNorm(2, 8)
+        self.over_all = nn.LayerNorm((8, 16, 16))
+        self.across = nn.Linear(16, 4)
         self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
         self.linear = nn.Linear(8, 4)
         self.tail = tail
@@ -141,10 +144,14 @@ class Branches(nn.Module):
     ("tail", "named"),
     [
         (lambda m, x: m.norm(x), "'norm'"),
-        (lambda m, x: x * m.scale, "parameter"),
+        (lambda m, x: x * m.scale.exp(), "parameter"),
+        (lambda m, x: m.second(x * m.scale) * m.scale, "parameter for the second time"),
+        (lambda m, x: x.mean(1, keepdim=True) * m.scale, "parameter"),
+        (lambda m, x: m.over_all(x), r"LayerNorm over \(8, 16, 16\)"),
         (lambda m, x: m.second(m.second(x)), "'second'"),
         (lambda m, x: m.circular(x), "'circular'"),
-        (lambda m, x: m.linear(x.permute(0, 2, 3, 1)), "4 axes"),
+        (lambda m, x: m.across(x), "axis 3 of its input for the channels, which lie on axis 1"),
+        (lambda m, x: m.across(nn.functional.pad(x.permute(0, 2, 3, 1), (4, 4))), "across"),
         (lambda m, x: x if x.sum() > 0 else -x, "control flow"),
         (lambda m, x: x.flatten(1) @ torch.zeros(3, 3), "does not run"),
     ],
@@ -163,7 +170,9 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: x.mean(1), "reduces"),
         (lambda m, x: F.pixel_shuffle(x, 2), "pixel_shuffle"),
         (lambda m, x: m.second(x) * torch.softmax(x, 1), "softmax"),
-        (lambda m, x: m.second(x.permute(0, 1, 3, 2)), "permute"),
+        (lambda m, x: x.permute(0, 2, 3, 1).flatten(1), "channels on axis 3"),
+        (lambda m, x: F.max_pool2d(x.permute(0, 2, 3, 1), 1), "changes the number of channels"),
+        (lambda m, x: m.second(x) + x.permute(0, 2, 3, 1)[:, :1, :1].permute(0, 3, 1, 2), "getitem"),
         (lambda m, x: m.second(x.flip(1)), "flip"),
         (lambda m, x: torch.cat(x.chunk(2, 1), 1), "without channels"),
         (lambda m, x: m.second(x) + x.mean(), "without channels"),
@@ -201,7 +210,45 @@ def test_slopes_of_prelu_are_pruned_with_their_channels() -> None:
         np.testing.assert_allclose(structure(images).detach(), scores, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["swin_t", "vit_b_32", "convnext_tiny"])
+class ChannelsLast(nn.Module):
+    """Linear layers at every position, LayerNorm on the last axis, bare parameters and a buffer of several ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.rand(1, 3, 1, 1))
+        self.stem, self.inside, self.out = nn.Conv2d(3, 12, 3), nn.Linear(12, 20, bias=False), nn.Linear(20, 12)
+        self.norm, self.last = nn.LayerNorm(12), nn.LayerNorm(12, bias=False)
+        self.head = nn.Linear(12, 5)
+        shapes = {"scale": (12, 1, 1), "shift": (1, 12, 1, 1), "slope": (20,), "amount": (1,)}
+        self.bare = nn.ParameterDict({name: nn.Parameter(torch.rand(shape) + 0.5) for name, shape in shapes.items()})
+
+    def forward(self, x):
+        x = self.stem(x - self.mean)
+        y = self.inside(self.norm(torch.permute(x, (0, 2, 3, 1)))) * self.bare["slope"]
+        x = x + self.out(y.relu()).permute(0, 3, 1, 2) * self.bare["scale"] + self.bare["shift"]
+        return self.head(self.last(x.permute(0, 2, 3, 1).mean((1, 2)) * self.bare["amount"]))
+
+
+def test_channels_are_followed_to_other_axes_and_into_bare_parameters(rng, random_widths) -> None:
+    torch.manual_seed(0)
+    module = ChannelsLast()
+    for norm in (module.norm, module.last):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    net = latency.trace(module, (2, 3, 10, 10), align=1)
+    assert not net.unfollowed
+    assert [(gene.name, gene.max_width) for gene in net.genes] == [("stem", 12), ("inside", 20)]
+    assert net.params(net.max_widths) == sum(p.numel() for p in module.parameters())
+    structures = random_widths(net, rng, 3)
+    assert net.macs(structures).tolist() == [count_macs(extract(net, widths), 10) for widths in structures]
+    images = torch.randn(2, 3, 10, 10)
+    for widths in [*structures, np.array(net.max_widths)]:
+        structure = extract(net, widths, net.module.state_dict())
+        scores = onnxruntime.InferenceSession(net.onnx(widths)).run(None, {"images": images.numpy()})[0]
+        np.testing.assert_allclose(structure(images).detach(), scores, atol=1e-5)
+    torch.testing.assert_close(extract(net, net.max_widths, net.module.state_dict())(images), module(images))
+
+
+@pytest.mark.parametrize("name", ["swin_t", "vit_b_32", "maxvit_t"])
 def test_torchvision_networks_beyond_reach_raise(name: str) -> None:
     with pytest.raises(latency.TraceError, match=r"layer '|cannot be traced"):
         latency.trace(load(name, num_classes=10), (1, 3, 224, 224))

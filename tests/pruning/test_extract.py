@@ -62,7 +62,9 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
         assert exported_accuracy(tmp_path / "net.onnx", digits.test, digits) == accuracy(structure, digits.test, digits)
 
 
-@pytest.mark.parametrize("name", ["tinynet:tiny", "mobilenet_v1", "resnet18", "densenet121", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name", ["tinynet:tiny", "mobilenet_v1", "resnet18", "densenet121", "shufflenet_v2_x0_5", "tinynet:tiny_convnext"]
+)
 def test_a_structure_in_the_users_own_class(name: str, rng, random_widths, awake) -> None:
     module = load(name, num_classes=10)
     network = latency.trace(module, (2, 3, 32, 32), align=8)
@@ -94,7 +96,7 @@ def test_a_class_that_relies_on_its_widths_is_left_for_the_traced_module(awake) 
     assert in_own_class(module, structure, (1, 3, 16, 16)) is structure
 
 
-@pytest.mark.parametrize("name", ["tinynet:tiny", "mobilenet_v2", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["tinynet:tiny", "mobilenet_v2", "shufflenet_v2_x0_5", "tinynet:tiny_convnext"])
 def test_the_program_needs_nothing_of_ours(name: str, tmp_path, awake) -> None:
     network = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=8)
     structure = awake(extract(network, network.nearest_widths(0.5)), (1, 3, 32, 32))
