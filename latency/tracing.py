@@ -469,7 +469,7 @@ class _Tracer:
         return channels.flows
 
     def _bare(self, node: fx.Node) -> TraceError:
-        return self._error(node, "uses a bare parameter or buffer", "Put it into a layer torch.nn knows.")
+        return self._error(node, "uses a bare parameter or buffer other than as a summand or factor", "Put it into a layer.")
 
     def _error(self, node: fx.Node, what: str, advice: str) -> TraceError:
         return TraceError(f"{self.name}: {self._owner(node)} {what}. {advice}")

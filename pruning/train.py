@@ -202,12 +202,11 @@ def pruningnet_identity(
 
 
 def _identity(kind: str, network: Network, data: Dataset, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """What a checkpoint belongs to; two runs with equal identities take the same steps."""
+    """What a checkpoint belongs to; two runs with equal identities, and as many processes, take the same steps."""
     return {
         "kind": kind,
         "network": f"{network.name} {network.signature}{' with BN' * gains_bn(network)}",
         "data": f"{data.name}, {len(data.train)} images of {data.size} pixels",
         "recipe": asdict(recipe),
         "seed": seed,
-        "processes": Workers.joined().size,
     }

@@ -293,3 +293,16 @@ def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
     done = command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace)
     assert "sub-validation accuracy at 1.00" in done.stdout
     assert {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")} == before
+
+
+def test_train_pruningnet_by_two_processes(finished, workplace) -> None:
+    """Under torchrun; one of them speaks and writes. What they have trained serves one process too."""
+    tool = str(ROOT / "tools/train_pruningnet.py")
+    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "2", "--train-batch", "32", "--recipe", "light"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = command([*torchrun, tool, *options], workplace)
+    assert done.stdout.count("sub-validation accuracy at 1.00") == 1
+    trained = {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")}
+    again = command([tool, *options], workplace)
+    assert again.stdout == done.stdout
+    assert {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")} == trained
