@@ -71,7 +71,8 @@ def test_ort_names_every_kernel_it_runs(name: str, align: int, rng, random_width
     kernels = latency.open_device("ort").measure(net.onnx(widths)).kernels
     weighted = kernels["type"].str.match("conv|depthwise|gemm|matmul|layernorm|gelu")
     assert (kernels["ms"][weighted] > 0).all()
-    assert kernels["ms"][kernels["ms"] == 0].size <= 2
+    others = kernels[kernels["type"] != "transpose"]  # which becomes part of a layout conversion beside it
+    assert (others["ms"] == 0).sum() <= 2
 
 
 @pytest.mark.parametrize("name", ["ort", "torch"])
