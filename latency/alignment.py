@@ -16,8 +16,8 @@ import numpy as np
 from latency.devices import Device
 from latency.errors import TableError
 from latency.fingerprint import slug
+from latency.measurement import Protocol
 from latency.network import Network
-from latency.protocol import Protocol
 from latency.table import write_beside
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)

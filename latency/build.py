@@ -11,9 +11,9 @@ import numpy as np
 from latency.coverage import quick_plan
 from latency.devices import Device
 from latency.errors import MeasurementError
+from latency.measurement import Protocol
 from latency.network import Network
 from latency.predictor import OWN_STRUCTURES, LatencyPredictor
-from latency.protocol import Protocol
 from latency.table import REFUSED, LatencyTable
 
 BLOCK = 8

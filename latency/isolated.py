@@ -13,7 +13,7 @@ from onnx import helper
 
 from latency.kept import KeptMeasurements
 from latency.kernels import Kernel, find_kernels, static_shapes
-from latency.protocol import Protocol
+from latency.measurement import Protocol
 
 PROTOCOL = Protocol(rounds=4, round_ms=1.0, warmup_ms=2.0, profiled_runs=1)
 

@@ -11,7 +11,7 @@ from latency.devices import Device
 from latency.errors import TableError
 from latency.files import write_whole
 from latency.fingerprint import slug
-from latency.protocol import Protocol
+from latency.measurement import Protocol
 from latency.speed import at_speed
 
 

@@ -1,4 +1,4 @@
-"""What a device says of one model."""
+"""How often a device runs a model, and what it then says of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,25 @@ import numpy as np
 import pandas as pd
 
 from latency.fingerprint import Conditions
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long and how often to measure; the defaults suit networks of 0.1 to 100 ms."""
+
+    rounds: int = 8
+    fewest_rounds: int = 4
+    timed_ms: float = 80.0  # what takes longer than this in all its rounds gets fewer of them
+    round_ms: float = 8.0  # at least this long, and at least `min_runs` runs
+    min_runs: int = 3
+    warmup_ms: float = 10.0
+    profiled_runs: int = 8
+    fastest: int = 3  # rounds whose mean is the latency
+    revisits: int = 6  # further halves for a model in doubt
+
+
+MANY_STRUCTURES = Protocol(rounds=4, profiled_runs=5)
+"""Where a thousand structures are measured, each may be noisier."""
 
 
 @dataclass(frozen=True)

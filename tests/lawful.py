@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from latency.devices import Events, LocalDevice, Times
+from latency.devices import Events, Times
+from latency.devices.local import LocalDevice
 from latency.kernels import Kernel, find_kernels
 
 

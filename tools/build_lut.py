@@ -70,7 +70,7 @@ def main(
 def _built(device: Device, network: Network, table: LatencyTable, coverage: str, minutes: float | None) -> LatencyTable:
     from latency.build import build_adaptively, build_table, expected_s, missing_structures
     from latency.coverage import full_plan, quick_plan
-    from latency.protocol import MANY_STRUCTURES
+    from latency.measurement import MANY_STRUCTURES
 
     title = f"{network.name} on {device.name}"
     if coverage == "adaptive":

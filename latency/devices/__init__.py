@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
-from latency.devices.base import Device, Events, LoadedModel, LocalDevice, Times
+from latency.devices.base import Device, Events, LoadedModel, Times
 from latency.errors import DeviceUnavailable
 
-__all__ = ["DEVICES", "Device", "Events", "LoadedModel", "LocalDevice", "Times", "open_device"]
+__all__ = ["DEVICES", "Device", "Events", "LoadedModel", "Times", "open_device"]
 
 DEVICES = {
     "ort": "ort:OrtDevice",

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from latency.fingerprint import Fingerprint, GpuState
+    from latency.fingerprint import Fingerprint
     from latency.measurement import Measurement
-    from latency.protocol import Protocol as HowOften
+    from latency.measurement import Protocol as HowOften
 
 Events = list[tuple[tuple[str, ...], float]]
 """Of everything a device ran, in order: the names of the nodes or values it comprises (none for a layout conversion), and
@@ -79,28 +79,3 @@ class Device(ABC):
     def measure(self, model: bytes) -> Measurement:
         """`measure_all` of one model."""
         return self.measure_all([model])[0]
-
-
-class LocalDevice(Device):
-    """One that runs in this process."""
-
-    max_spread = 0.03
-    """How far rounds may lie above the latency, relative to it, and agree with it."""
-
-    @abstractmethod
-    def load(self, model: bytes) -> LoadedModel:
-        """Raises MeasurementError when the device refuses the model."""
-
-    def observed(self) -> GpuState | None:
-        """State of the GPU over all that was timed since the last call; None where there is none."""
-        return None
-
-    def measure_all(self, models: Sequence[bytes], protocol: HowOften | None = None) -> list[Measurement]:
-        from latency.protocol import measure
-
-        return measure(self, models, protocol)
-
-    def by_the_wall_ms(self, model: bytes) -> tuple[float, float]:
-        from latency.protocol import by_the_wall_ms
-
-        return by_the_wall_ms(self, model)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 
-from latency.devices.base import LocalDevice
 from latency.devices.clock import GPU_SPREAD, CpuClock, GpuClock
 from latency.devices.core import CoreMonitor
 from latency.devices.cuda import Card, require_gpu
+from latency.devices.local import LocalDevice
 from latency.devices.nvml import GpuMonitor
 from latency.fingerprint import Fingerprint, GpuState, processor
 from latency.precision import require_precision

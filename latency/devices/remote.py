@@ -19,8 +19,7 @@ from latency.errors import DeviceUnavailable, MeasurementError
 from latency.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
-    from latency.measurement import Measurement
-    from latency.protocol import Protocol
+    from latency.measurement import Measurement, Protocol
 
 NEEDED = "numpy scipy pandas onnx"
 """Packages without which nothing can be measured there, besides what the device itself needs."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from latency.devices.base import Events, LocalDevice, Times
+from latency.devices.base import Events, Times
 from latency.devices.clock import GPU_SPREAD, GpuClock
 from latency.devices.cuda import Card, Gpu, Graph, require_gpu
+from latency.devices.local import LocalDevice
 from latency.devices.nvml import GpuMonitor
 from latency.devices.trt_engine import OPTIMIZATION_LEVEL, PRECISIONS, EngineBuilder, require_capability, tensorrt_library
 from latency.devices.trt_layers import nodes_by_layer

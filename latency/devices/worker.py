@@ -17,8 +17,7 @@ import pandas as pd
 from latency.devices import Device, open_device
 from latency.errors import MeasurementError, MillipruneError
 from latency.fingerprint import Conditions, GpuState
-from latency.measurement import Measurement
-from latency.protocol import Protocol
+from latency.measurement import Measurement, Protocol
 
 if TYPE_CHECKING:
     from execnet import Channel

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from latency.devices import LocalDevice, Times
+from latency.devices import Times
+from latency.devices.local import LocalDevice
 from latency.errors import MeasurementError
 from latency.fingerprint import GpuState
-from latency.protocol import Protocol, measure
+from latency.measurement import Protocol
 
 
 class Scripted:
@@ -49,7 +50,7 @@ class ScriptedDevice(LocalDevice):
 def measured_with(lawful, tiny_network, script: list[float]):
     device = ScriptedDevice(lawful, script)
     model = tiny_network.onnx(tiny_network.max_widths)
-    return measure(device, [model])[0], lawful.load(model).total, device
+    return device.measure_all([model])[0], lawful.load(model).total, device
 
 
 def test_a_burst_of_noise_leaves_the_latency_alone(lawful, tiny_network) -> None:
@@ -102,14 +103,14 @@ def test_where_a_neighbour_stays_nobody_waits_for_its_end(lawful, tiny_network, 
 def test_models_are_released_when_one_is_refused(lawful, tiny_network) -> None:
     device = ScriptedDevice(lawful, [1.0])
     with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the loader raises
-        measure(device, [tiny_network.onnx(tiny_network.max_widths), b"broken"])
+        device.measure_all([tiny_network.onnx(tiny_network.max_widths), b"broken"])
     assert device.loaded[0].closed
 
 
 def test_a_slow_model_gets_fewer_rounds(lawful, tiny_network) -> None:
     model = tiny_network.onnx(tiny_network.max_widths)
     once = lawful.load(model).total
-    measured = measure(lawful, [model], Protocol(round_ms=once, min_runs=1, timed_ms=5.5 * once, warmup_ms=once))[0]
+    measured = lawful.measure_all([model], Protocol(round_ms=once, min_runs=1, timed_ms=5.5 * once, warmup_ms=once))[0]
     assert len(measured.rounds_ms) == 6
 
 
@@ -127,7 +128,7 @@ def test_layout_conversions_belong_to_the_kernel_whose_output_they_convert(lawfu
         def load(self, model: bytes) -> Scripted:
             return Converting(self.lawful.load(model), self.script)
 
-    kernels = measure(Converted(lawful, [1.0]), [model])[0].kernels
+    kernels = Converted(lawful, [1.0]).measure_all([model])[0].kernels
     assert kernels["ms"][0] > 0.3 * kernels["ms"].sum()  # converted: what the second kernel reads of the first
     assert kernels["ms"][1] > 0.3 * kernels["ms"].sum()  # expanded: what ran after the second
 
@@ -142,7 +143,7 @@ def test_a_profile_without_our_kernels_is_an_error(lawful, tiny_network) -> None
             return Silent(self.lawful.load(model), self.script)
 
     with pytest.raises(MeasurementError, match="no kernel"):
-        measure(Unheard(lawful, [1.0]), [tiny_network.onnx(tiny_network.max_widths)])
+        Unheard(lawful, [1.0]).measure_all([tiny_network.onnx(tiny_network.max_widths)])
 
 
 def test_what_a_runtime_fused_beyond_our_kernels_is_shared_out_by_their_work(lawful, tiny_network) -> None:
@@ -157,8 +158,8 @@ def test_what_a_runtime_fused_beyond_our_kernels_is_shared_out_by_their_work(law
         def load(self, model: bytes) -> Scripted:
             return Fused(self.lawful.load(model), self.script)
 
-    fused = measure(Fusing(lawful, [1.0]), [model])[0].kernels["ms"]
-    apart = measure(lawful, [model])[0].kernels["ms"]
+    fused = Fusing(lawful, [1.0]).measure_all([model])[0].kernels["ms"]
+    apart = lawful.measure_all([model])[0].kernels["ms"]
     assert (fused > 0).all()
     np.testing.assert_allclose(fused[:3].sum(), apart[:3].sum())
     np.testing.assert_allclose(fused[3:], apart[3:])
@@ -171,7 +172,7 @@ def test_what_the_gpu_said_is_part_of_the_conditions(lawful, tiny_network) -> No
             return GpuState(clock_mhz=1410.0, temperature_c=81.0, throttled="SwThermalSlowdown")
 
     model = tiny_network.onnx(tiny_network.max_widths)
-    assert measure(Hot(lawful, [1.0]), [model])[0].conditions.gpu == Hot(lawful, [1.0]).observed()
+    assert Hot(lawful, [1.0]).measure_all([model])[0].conditions.gpu == Hot(lawful, [1.0]).observed()
     assert lawful.measure(model).conditions.gpu is None
 
 
@@ -181,5 +182,5 @@ def test_how_close_rounds_must_agree_is_the_devices_own(lawful, tiny_network) ->
 
     model = tiny_network.onnx(tiny_network.max_widths)
     script = [1 + 0.01 * turn for turn in range(40)]
-    assert measure(ScriptedDevice(lawful, script), [model])[0].stable
-    assert not measure(Exact(lawful, script), [model])[0].stable
+    assert ScriptedDevice(lawful, script).measure_all([model])[0].stable
+    assert not Exact(lawful, script).measure_all([model])[0].stable

@@ -16,8 +16,7 @@ from latency.coverage import quick_plan
 from latency.devices.remote import RemoteDevice
 from latency.devices.worker import packed, unpacked
 from latency.fingerprint import Conditions, GpuState
-from latency.measurement import Measurement
-from latency.protocol import Protocol
+from latency.measurement import Measurement, Protocol
 from latency.table import LatencyTable
 
 HERE = f":{sys.executable}"
