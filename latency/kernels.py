@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from latency.errors import MeasurementError
 
@@ -165,8 +165,9 @@ class _Shapes:
 
 
 def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Which axis of each value holds the channels: 1, but for what transposes and gathers move."""
+    """Which axis of each value holds the channels: 1, but for what transposes, gathers, squeezes and unsqueezes move."""
     axes: dict[str, int] = {}
+    numbers = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT64}
     for node in graph.node:
         axis = next((axes[name] for name in node.input if name in axes), 1)
         attributes = _attributes(node)
@@ -174,6 +175,11 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
             axis = list(attributes["perm"]).index(axis)
         elif node.op_type == "GatherND":
             axis += len(shapes.get(node.output[0], ())) - len(shapes.get(node.input[0], ()))
+        elif node.op_type == "Unsqueeze":
+            for added in sorted(int(one) % len(shapes[node.output[0]]) for one in numbers[node.input[1]]):
+                axis += added <= axis
+        elif node.op_type == "Squeeze" and len(node.input) > 1:
+            axis -= sum(int(one) % len(shapes[node.input[0]]) < axis for one in numbers[node.input[1]])
         elif node.op_type in ("Reshape", "Flatten") or not attributes.get("keepdims", 1):
             axis = 1
         for output in node.output:

@@ -110,32 +110,37 @@ POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 POOLING_MODULES: tuple[type[nn.Module], ...] = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool1d, nn.AvgPool1d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad2d, nn.ReflectionPad2d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d,
     nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
 )  # fmt: skip
 POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
     {
         F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish,
-        F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp,
-        stochastic_depth, "relu", "sigmoid", "tanh", "clamp", "contiguous", "clone", "detach",
+        F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.exp,
+        torch.sqrt, torch.abs, torch.pow, operator.neg, operator.pow, stochastic_depth, "relu", "relu_", "sigmoid", "tanh",
+        "clamp", "exp", "sqrt", "abs", "pow", "neg", "contiguous", "clone", "detach",
     }
 )  # fmt: skip
 POOLING_FUNCTIONS: frozenset[Any] = frozenset(
     {
         F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.max_pool1d, F.avg_pool1d,
-        F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.interpolate,
+        F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.interpolate, F.pad,
     }
 )  # fmt: skip
 JOINING_FUNCTIONS: frozenset[Any] = frozenset(
     {
         operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-        torch.add, torch.sub, torch.mul, "add", "add_", "sub", "sub_", "mul", "mul_",
+        torch.add, torch.sub, torch.mul, torch.div, "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
     }
 )  # fmt: skip
 SPATIAL_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
 RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 PERMUTING_FUNCTIONS: frozenset[Any] = frozenset({torch.permute, "permute"})
+TRANSPOSING_FUNCTIONS: frozenset[Any] = frozenset({torch.transpose, "transpose"})
+SQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.squeeze, "squeeze"})
+UNSQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.unsqueeze, "unsqueeze"})
+INDEXING_FUNCTIONS: frozenset[Any] = frozenset({operator.getitem})
 ADVICE = "Replace it, or keep it outside the traced module and trace the parts before and after on their own."
 
 
@@ -260,6 +265,10 @@ class _Tracer:
             (RESHAPING_FUNCTIONS, self._reshape),
             (CONCATENATING_FUNCTIONS, self._concatenate),
             (PERMUTING_FUNCTIONS, self._permute),
+            (TRANSPOSING_FUNCTIONS, self._transpose),
+            (SQUEEZING_FUNCTIONS, self._squeeze),
+            (UNSQUEEZING_FUNCTIONS, self._unsqueeze),
+            (INDEXING_FUNCTIONS, self._index),
         )
         for functions, rule in rules:
             if node.target in functions:
@@ -388,16 +397,15 @@ class _Tracer:
         return [(self.variables.size[flow.variable], flow.per_channel) for flow in flows]
 
     def _concatenate(self, node: fx.Node, module: nn.Module | None) -> Channels:
-        dim: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
-        dim %= len(_shape(node))
+        dim = (_argument(node, 1, "dim") or 0) % len(_shape(node))
+        tensors = _argument(node, 0, "tensors")
         if any(self.channels[tensor].axis != dim for tensor in tensors):
             raise _Unfollowed(f"concatenates along axis {dim}")
         return Channels(tuple(flow for tensor in tensors for flow in self.channels[tensor].flows), dim)
 
     def _reduce(self, node: fx.Node, module: nn.Module | None) -> Channels:
         channels, rank = self._input(node), len(_shape(self._source(node)))
-        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        given = _argument(node, 1, "dim")
         dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given or ())}
         if not dims or dims & {0, channels.axis}:
             raise _Unfollowed("reduces over the batch or the channels")
@@ -409,6 +417,33 @@ class _Tracer:
         order = order[0] if len(order) == 1 else order
         channels, rank = self._input(node), len(_shape(node))
         return Channels(channels.flows, [dim % rank for dim in order].index(channels.axis))
+
+    def _transpose(self, node: fx.Node, module: nn.Module | None) -> Channels:
+        channels, rank = self._input(node), len(_shape(node))
+        one, other = (_argument(node, place, f"dim{place - 1}") % rank for place in (1, 2))
+        return Channels(channels.flows, {one: other, other: one}.get(channels.axis, channels.axis))
+
+    def _squeeze(self, node: fx.Node, module: nn.Module | None) -> Channels:
+        channels, rank = self._input(node), len(_shape(self._source(node)))
+        dim = _argument(node, 1, "dim")
+        if not isinstance(dim, int) or dim % rank in (0, channels.axis):
+            raise _Unfollowed("squeezes the batch or the channels")
+        gone = len(_shape(node)) < rank and dim % rank < channels.axis
+        return Channels(channels.flows, channels.axis - gone)
+
+    def _unsqueeze(self, node: fx.Node, module: nn.Module | None) -> Channels:
+        channels = self._input(node)
+        added = _argument(node, 1, "dim") % len(_shape(node))
+        return Channels(channels.flows, channels.axis + (added <= channels.axis))
+
+    def _index(self, node: fx.Node, module: nn.Module | None) -> Channels:
+        """Whatever leaves all channels as they are: steps over positions, new axes."""
+        channels, shape = self._input(node), _shape(self._source(node))
+        index = _spelt_out(node.args[1], len(shape))
+        place = [position for position, one in enumerate(index) if one is not None][channels.axis]
+        if not _takes_all(index[place], shape[channels.axis]) or any(isinstance(one, fx.Node) for one in index):
+            raise _Unfollowed("calls getitem")
+        return Channels(channels.flows, sum(not isinstance(one, int) for one in index[:place]))
 
     def _reshape(self, node: fx.Node, module: nn.Module | None) -> Channels:
         """Flattening to (N, C·H·W) or (N, C, H·W), and (N, C) back to (N, C, 1, 1), whatever it is called."""
@@ -478,6 +513,30 @@ class _Tracer:
         stack = node.meta.get("nn_module_stack")
         owner = str(node.target) if node.op == "call_module" else (next(reversed(stack)) if stack else "forward()")
         return f"layer '{owner}' (operation '{node.name}')"
+
+
+def _spelt_out(index: Any, rank: int) -> tuple[Any, ...]:
+    """What indexes a tensor of so many axes, with a slice for each axis it does not mention."""
+    index = index if isinstance(index, tuple) else (index,)
+    place = next((position for position, one in enumerate(index) if one is ...), len(index))
+    before, after = index[:place], index[place + 1 :]
+    mentioned = sum(one is not None for one in (*before, *after))
+    return (*before, *[slice(None)] * (rank - mentioned), *after)
+
+
+def _takes_all(index: Any, size: int) -> bool:
+    """Whether it leaves an axis of that size as it is."""
+    return (
+        isinstance(index, slice)
+        and not index.start
+        and index.step in (None, 1)
+        and (index.stop is None or (isinstance(index.stop, int) and index.stop >= size))
+    )
+
+
+def _argument(node: fx.Node, place: int, name: str) -> Any:
+    """What a call gives at that place, or by name; None where it gives neither."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
 
 
 def _shape(node: fx.Node) -> Any:

@@ -69,6 +69,9 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {name: v.decode() if isinstance(v, bytes) else v for name, v in values.items()}
 
 
+PADDING = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+"""Modes of ONNX's Pad, as torch calls them."""
+
 # One function for each operation: its inputs in ONNX's order, its attributes under ONNX's names. Attributes that only
 # repeat what shapes say, or that the traced networks never set, are taken by `_`.
 
@@ -89,8 +92,7 @@ def _padded(x: Tensor, pads: Ints | None, rank: int, value: float = 0.0) -> tupl
     before, after = list(pads[:rank]), list(pads[rank:])
     if before == after:
         return x, before
-    flat = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
-    return F.pad(x, flat, value=value), [0] * rank
+    return _pad(x, [*before, *after], value), [0] * rank
 
 
 def _maxpool(
@@ -184,6 +186,34 @@ def _transpose(x: Tensor, *, perm: Ints) -> Tensor:
     return x.permute(list(perm))
 
 
+def _slice(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> Tensor:
+    index = [slice(None)] * x.dim()
+    for axis, *bounds in zip(axes or range(len(starts)), starts, ends, steps or [1] * len(starts), strict=True):
+        index[axis] = slice(*bounds)
+    return x[tuple(index)]
+
+
+def _squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
+    return x.squeeze() if axes is None else x.squeeze(tuple(axes))
+
+
+def _unsqueeze(x: Tensor, axes: Ints) -> Tensor:
+    for axis in sorted(axis % (x.dim() + len(axes)) for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _pad(x: Tensor, pads: Ints, value: float = 0.0, axes: Ints | None = None, *, mode: str = "constant") -> Tensor:
+    """`pads` are the begins of the last axes, then their ends."""
+    if axes is not None or mode not in PADDING:
+        raise MeasurementError(f"operation 'Pad' with axes, or mode '{mode}', has no PyTorch counterpart in device 'torch'.")
+    rank = len(pads) // 2
+    padded = [place for place in range(rank) if pads[place] or pads[rank + place]]
+    first = min(padded, default=rank)  # torch reflects the last axes only
+    flat = [size for place in reversed(range(first, rank)) for size in (pads[place], pads[rank + place])]
+    return F.pad(x, flat, PADDING[mode], value if mode == "constant" else None)
+
+
 def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     return x.softmax(axis)
 
@@ -210,9 +240,11 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "MaxPool": _maxpool, "AveragePool": _averagepool, "GlobalAveragePool": _globalpool, "ReduceMean": _mean,
     "Relu": F.relu, "Clip": _clip, "LeakyRelu": _leakyrelu, "Elu": _elu, "Gelu": _gelu, "PRelu": F.prelu,
     "Sigmoid": torch.sigmoid, "HardSigmoid": _hardsigmoid, "HardSwish": F.hardswish, "Tanh": torch.tanh,
-    "Softplus": F.softplus, "Softmax": _softmax, "Erf": torch.erf, "Sqrt": torch.sqrt, "Abs": torch.abs, "Neg": torch.neg,
+    "Softplus": F.softplus, "Softmax": _softmax, "Erf": torch.erf, "Sqrt": torch.sqrt,
+    "Exp": torch.exp, "Pow": torch.pow, "Abs": torch.abs, "Neg": torch.neg,
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Where": torch.where,
     "Concat": _concat, "Split": _split, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose,
-    "Gather": _gather, "GatherND": _gathernd, "Identity": _same, "Dropout": _same,
+    "Gather": _gather, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Pad": _pad,
+    "GatherND": _gathernd, "Identity": _same, "Dropout": _same,
 }  # fmt: skip
 """What the ONNX files of traced convolutional networks consist of."""

@@ -67,6 +67,16 @@ RNG = np.random.default_rng(1)
         operation("ReduceMean", (2, 4, 5, 5), {"axes": np.array([2, 3])}, keepdims=0),
         operation("Reshape", (2, 4, 5, 5), {"shape": np.array([0, -1])}),
         operation("Transpose", (2, 4, 5), perm=[1, 2, 0]),
+        operation(
+            "Slice", (2, 6, 5), {"b": np.array([1, -3]), "e": np.array([99, -1]), "a": np.array([1, 2]), "s": np.array([2, 1])}
+        ),
+        operation("Squeeze", (2, 1, 5, 1), {"axes": np.array([1, -1])}),
+        operation("Unsqueeze", (2, 5), {"axes": np.array([-1, 1])}),
+        operation("Pad", (1, 2, 5, 5), {"pads": np.array([0, 0, 1, 0, 0, 0, 2, 3]), "value": np.array(0.5, F)}),
+        operation("Pad", (1, 2, 5, 5), {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}),
+        operation("Pad", (1, 2, 5, 5), {"pads": np.array([0, 0, 1, 2, 0, 0, 1, 0])}, mode="reflect"),
+        operation("Pow", (2, 5), {"power": np.array(2.0, F)}),
+        operation("LayerNormalization", (2, 5, 4), {"scale": RNG.random(4, F)}, epsilon=0.1),
         operation("Flatten", (2, 4, 5), axis=2),
         operation("Gelu", (2, 4)),
         operation("LeakyRelu", (2, 4), alpha=0.3),

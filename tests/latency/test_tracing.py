@@ -134,6 +134,7 @@ class Branches(nn.Module):
         self.across = nn.Linear(16, 4)
         self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
         self.linear = nn.Linear(8, 4)
+        self.gate = nn.Linear(8, 8)
         self.tail = tail
 
     def forward(self, x):
@@ -172,7 +173,13 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: m.second(x) * torch.softmax(x, 1), "softmax"),
         (lambda m, x: x.permute(0, 2, 3, 1).flatten(1), "channels on axis 3"),
         (lambda m, x: F.max_pool2d(x.permute(0, 2, 3, 1), 1), "changes the number of channels"),
-        (lambda m, x: m.second(x) + x.permute(0, 2, 3, 1)[:, :1, :1].permute(0, 3, 1, 2), "getitem"),
+        (lambda m, x: x[:, :4], "getitem"),
+        (lambda m, x: x[:, 2], "getitem"),
+        (lambda m, x: x[:, ::2], "getitem"),
+        (lambda m, x: x[:, : x.size(1)], "getitem"),
+        (lambda m, x: x.squeeze(), "squeezes"),
+        (lambda m, x: x.squeeze(0), "squeezes"),
+        (lambda m, x: F.pad(x, (0, 0, 0, 0, 0, 2)), "changes the number of channels"),
         (lambda m, x: m.second(x.flip(1)), "flip"),
         (lambda m, x: torch.cat(x.chunk(2, 1), 1), "without channels"),
         (lambda m, x: m.second(x) + x.mean(), "without channels"),
@@ -192,6 +199,33 @@ def test_what_cannot_be_followed_keeps_its_channels(tail, named: str) -> None:
         scores = session.run(None, {"images": images.numpy()})[0]
         np.testing.assert_allclose(structure(images).detach(), scores, atol=1e-5)
     torch.testing.assert_close(extract(net, net.max_widths, net.module.state_dict())(images), module.eval()(images))
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lambda m, x: m.second(x[:, :8] * 2),
+        lambda m, x: m.second(x[..., ::2, 1 : x.size(3)]),
+        lambda m, x: m.second(x * m.gate(x.mean((2, 3)))[:, :, None, None]),
+        lambda m, x: m.second(x * m.gate(x[:, :, 0].mean(2)).unsqueeze(-1).unsqueeze(2)),
+        lambda m, x: m.second(F.pad(x, (1, 2, 0, 1)).pow(2).neg()),
+        lambda m, x: m.linear(x.mean(3, keepdim=True).squeeze(3).transpose(1, 2)),
+        lambda m, x: m.linear(x.transpose(3, 1)[:, None, 2:, ..., 1:3, :]),
+        lambda m, x: m.second(x.unsqueeze(1).unsqueeze(-1).squeeze(1).squeeze(-1)),
+    ],
+)
+def test_views_that_leave_channels_whole_are_followed(tail) -> None:
+    torch.manual_seed(0)
+    net = latency.trace(Branches(tail), (1, 3, 16, 16), align=1)
+    assert not net.unfollowed
+    assert net.genes[0].name == "stem"
+    images = torch.randn(1, 3, 16, 16)
+    for widths in (net.max_widths, net.min_widths):
+        structure = extract(net, np.array(widths), net.module.state_dict())
+        scores = onnxruntime.InferenceSession(net.onnx(widths)).run(None, {"images": images.numpy()})[0]
+        np.testing.assert_allclose(structure(images).detach(), scores, atol=1e-5)
+        kernels = latency.open_device("ort").measure(net.onnx(widths)).kernels
+        assert kernels["cin"].max() <= max(3, *widths, 8 if widths == net.max_widths else 0)
 
 
 def test_slopes_of_prelu_are_pruned_with_their_channels() -> None:
