@@ -222,6 +222,10 @@ def _leakyrelu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
     return F.leaky_relu(x, alpha)
 
 
+def _prelu(x: Tensor, slope: Tensor) -> Tensor:
+    return F.prelu(x, slope.flatten())
+
+
 def _elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return F.elu(x, alpha)
 
@@ -238,7 +242,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Conv": _conv, "Gemm": _gemm, "MatMul": torch.matmul, "BatchNormalization": _batchnorm,
     "LayerNormalization": _layernorm,
     "MaxPool": _maxpool, "AveragePool": _averagepool, "GlobalAveragePool": _globalpool, "ReduceMean": _mean,
-    "Relu": F.relu, "Clip": _clip, "LeakyRelu": _leakyrelu, "Elu": _elu, "Gelu": _gelu, "PRelu": F.prelu,
+    "Relu": F.relu, "Clip": _clip, "LeakyRelu": _leakyrelu, "Elu": _elu, "Gelu": _gelu, "PRelu": _prelu,
     "Sigmoid": torch.sigmoid, "HardSigmoid": _hardsigmoid, "HardSwish": F.hardswish, "Tanh": torch.tanh,
     "Softplus": F.softplus, "Softmax": _softmax, "Erf": torch.erf, "Sqrt": torch.sqrt,
     "Exp": torch.exp, "Pow": torch.pow, "Abs": torch.abs, "Neg": torch.neg,

@@ -71,7 +71,10 @@ def test_networks_are_listed_with_what_stands_in_their_way(workplace) -> None:
     assert re.search(r"yes  shufflenet_v2_x0_5 .*operations keep their channels", done.stdout)
     assert re.search(r"no   vit_b_32 .*bare parameter", done.stdout)
     assert "2 of 3 trace" in done.stdout
-    assert "--network resnet given" in command([tool, "--network", "resnet"], workplace, code=2).stderr
+    mine = command([tool, "--network", "tinynet:mixed", "--network", "mobilenet_v1", "--input-size", "32"], workplace).stdout
+    assert re.search(r"yes  tinynet:mixed .*\n +layer 'shuffle' \(operation 'shuffle'\) is a ChannelShuffle\n", mine)
+    assert "2 of 2 trace" in mine
+    assert "network 'resnet' is unknown" in command([tool, "--network", "resnet"], workplace, code=2).stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its core here")

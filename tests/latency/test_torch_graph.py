@@ -79,6 +79,8 @@ RNG = np.random.default_rng(1)
         operation("LayerNormalization", (2, 5, 4), {"scale": RNG.random(4, F)}, epsilon=0.1),
         operation("Flatten", (2, 4, 5), axis=2),
         operation("Gelu", (2, 4)),
+        operation("PRelu", (2, 4, 5, 5), {"slope": RNG.random((1, 4, 1, 1), F)}),
+        operation("PRelu", (2, 4, 5, 5), {"slope": RNG.random((1, 1, 1, 1), F)}),
         operation("LeakyRelu", (2, 4), alpha=0.3),
         operation("Softmax", (2, 4), axis=0),
     ],

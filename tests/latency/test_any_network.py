@@ -1,0 +1,175 @@
+"""Networks put together at random: what is traced, sliced and exported computes the same at any widths."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+import latency
+from latency.devices.torch_graph import torch_module
+from pruning.extract import extract
+from pruning.pruningnet import PruningNet
+
+SHAPE = (2, 3, 8, 8)
+
+
+class Step(nn.Module):
+    """One thing that networks do with [N, channels, H, W]; `channels` is then how many come out."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+
+class Convolved(Step):
+    def __init__(self, channels: int, made: int, kernel: int, bias: bool) -> None:
+        super().__init__(made)
+        self.conv = nn.Conv2d(channels, made, kernel, padding=kernel // 2, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Grouped(Step):
+    def __init__(self, channels: int, groups: int, times: int) -> None:
+        super().__init__(channels * times)
+        groups = channels if channels % groups else groups
+        self.conv = nn.Conv2d(channels, channels * times, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Normed(Step):
+    def __init__(self, channels: int, slopes: int) -> None:
+        super().__init__(channels)
+        self.norm, self.slope = nn.BatchNorm2d(channels), nn.PReLU(channels if slopes else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope(self.norm(x))
+
+
+class Added(Step):
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__(channels)
+        self.conv, self.scale = (
+            nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
+            nn.Parameter(torch.rand(channels, 1, 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x).relu() * self.scale
+
+
+class Joined(Step):
+    def __init__(self, channels: int, made: int) -> None:
+        super().__init__(channels + made)
+        self.conv = nn.Conv2d(channels, made, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.conv(x)], 1)
+
+
+class Gated(Step):
+    def __init__(self, channels: int, inside: int, how: int) -> None:
+        super().__init__(channels)
+        self.squeeze, self.excite, self.how = nn.Linear(channels, inside), nn.Linear(inside, channels), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.excite(self.squeeze(F.adaptive_avg_pool2d(x, 1).flatten(1)).relu()).sigmoid()
+        if self.how == 0:
+            return x * gate[:, :, None, None]
+        return x * (gate.unsqueeze(-1).unsqueeze(-1) if self.how == 1 else gate.view(x.size(0), x.size(1), 1, 1))
+
+
+class Mixed(Step):
+    """A ConvNeXt block's second half."""
+
+    def __init__(self, channels: int, inside: int, last: bool) -> None:
+        super().__init__(channels)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(channels), nn.Linear(channels, inside), nn.Linear(inside, channels)
+        self.scale, self.last = nn.Parameter(torch.rand(channels)), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.narrow(F.gelu(self.wide(self.norm(x.permute(0, 2, 3, 1))))) * self.scale
+        if self.last:
+            return (x.permute(0, 2, 3, 1) + y).permute(0, 3, 1, 2)
+        return x + y.permute(0, 3, 1, 2)
+
+
+class Viewed(Step):
+    def __init__(self, channels: int, how: int) -> None:
+        super().__init__(channels)
+        self.how, self.shuffle = how, nn.ChannelShuffle(2 - channels % 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == 0:
+            return F.pad(x, (1, 0, 0, 1))
+        if self.how == 1:
+            return x[..., 1:, :]
+        if self.how == 2:
+            return F.avg_pool2d(x, 3, 1, 1)
+        if self.how == 3:
+            return x.transpose(2, 3)
+        if self.how == 4:
+            return self.shuffle(x)
+        return torch.cat(x.chunk(2, 1), 1)
+
+
+few, choice = st.sampled_from([2, 4, 6]), st.integers(0, 5)
+STEPS = st.one_of(
+    st.tuples(st.just(Convolved), st.tuples(few, st.sampled_from([1, 3]), st.booleans())),
+    st.tuples(st.just(Grouped), st.tuples(few, st.sampled_from([1, 2]))),
+    st.tuples(st.just(Normed), st.tuples(st.integers(0, 1))),
+    st.tuples(st.just(Added), st.tuples(st.sampled_from([1, 3]))),
+    st.tuples(st.just(Joined), st.tuples(few)),
+    st.tuples(st.just(Gated), st.tuples(few, st.integers(0, 2))),
+    st.tuples(st.just(Mixed), st.tuples(few, st.booleans())),
+    st.tuples(st.just(Viewed), st.tuples(choice)),
+)
+
+
+def composed(steps: list[tuple[type[Step], tuple[int, ...]]]) -> nn.Sequential:
+    """A classifier of these steps, with everything in it that distinguishes channels drawn at random."""
+    layers: list[nn.Module] = [Convolved(3, 6, 3, True)]
+    for kind, arguments in steps:
+        layers.append(kind(layers[-1].channels, *arguments))
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(layers[-1].channels, 5))
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm | nn.PReLU):
+            for tensor in layer.parameters():
+                nn.init.uniform_(tensor, 0.5, 1.5)
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_mean)
+    return module.eval()
+
+
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(STEPS, min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) -> None:
+    torch.manual_seed(seed)
+    module, images = composed(steps), torch.randn(SHAPE)
+    net = latency.trace(module, SHAPE, align=1)
+    state = net.module.state_dict()
+    torch.testing.assert_close(extract(net, net.max_widths, state)(images), module(images))
+    rng = np.random.default_rng(seed)
+    for widths in (np.array(net.min_widths), np.array([rng.choice(gene.choices) for gene in net.genes], dtype=np.int64)):
+        structure = extract(net, widths, state)
+        scores = structure(images).detach()
+        model = net.onnx(widths)
+        near = {"rtol": 1e-4, "atol": 1e-5 * float(scores.abs().max())}
+        ran = onnxruntime.InferenceSession(model).run(None, {"images": images.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(ran), scores, **near)
+        torch.testing.assert_close(torch_module(onnx.load_from_string(model))[0](images)[0], scores, **near)
+        assert net.params(widths) == sum(tensor.numel() for tensor in structure.parameters())
+        weights = [numpy_helper.to_array(one).size for one in onnx.load_from_string(model).graph.initializer]
+        assert sum(weights) < net.params(net.max_widths) + 2000
+        supernet = PruningNet(net, dict(net.module.named_parameters()), "shared")
+        assert {name: tensor.shape for name, tensor in supernet.weights(widths).items()} == {
+            name: tensor.shape for name, tensor in structure.named_parameters()
+        }
