@@ -117,8 +117,8 @@ POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
     {
         F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish,
         F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.exp,
-        torch.sqrt, torch.abs, torch.pow, operator.neg, operator.pow, stochastic_depth, "relu", "relu_", "sigmoid", "tanh",
-        "clamp", "exp", "sqrt", "abs", "pow", "neg", "contiguous", "clone", "detach",
+        torch.sqrt, torch.abs, operator.neg, stochastic_depth, "relu", "relu_", "sigmoid", "tanh", "clamp", "exp", "sqrt",
+        "abs", "neg", "contiguous", "clone", "detach",
     }
 )  # fmt: skip
 POOLING_FUNCTIONS: frozenset[Any] = frozenset(
@@ -130,7 +130,8 @@ POOLING_FUNCTIONS: frozenset[Any] = frozenset(
 JOINING_FUNCTIONS: frozenset[Any] = frozenset(
     {
         operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-        torch.add, torch.sub, torch.mul, torch.div, "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
+        operator.pow, torch.add, torch.sub, torch.mul, torch.div, torch.pow, "add", "add_", "sub", "sub_", "mul", "mul_",
+        "div", "div_", "pow",
     }
 )  # fmt: skip
 SPATIAL_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
@@ -356,6 +357,8 @@ class _Tracer:
         """Stretch by stretch; tensors whose stretches do not match keep all their channels."""
         rank = len(_shape(node))
         operands = [source for source in node.all_input_nodes if source in self.channels]
+        if not operands:
+            raise self._bare(node)
         if any(len(_shape(source)) != rank for source in operands):
             raise _Unfollowed("combines tensors of different ranks")
         axis = self._input(node).axis
@@ -374,15 +377,14 @@ class _Tracer:
         0: from the last on). Beside a buffer all of them stay."""
         name, shape = str(bare.target), _shape(bare)
         wide = len(shape) + axis >= 0 and shape[axis] > 1
-        if name in self.tensors:
-            raise self._error(bare, "uses a bare parameter for the second time", "Put it into a layer torch.nn knows.")
         if name not in self.parameters:
             self.variables.pin(flows if wide else ())
             return
         sizes: list[Flows | int] = list(shape)
         if wide:
             sizes[axis] = flows
-        self.tensors[name] = tuple(sizes)
+        if self.tensors.setdefault(name, tuple(sizes)) != tuple(sizes):
+            raise self._error(bare, "uses a bare parameter for other channels than before", "Put it into a layer.")
 
     def _join_flows(self, joined: Sequence[Flows]) -> None:
         first, *others = joined

@@ -146,7 +146,8 @@ class Branches(nn.Module):
     [
         (lambda m, x: m.norm(x), "'norm'"),
         (lambda m, x: x * m.scale.exp(), "parameter"),
-        (lambda m, x: m.second(x * m.scale) * m.scale, "parameter for the second time"),
+        (lambda m, x: m.second(x * m.scale) * m.scale, "parameter for other channels"),
+        (lambda m, x: x * (1 / m.scale), "parameter"),
         (lambda m, x: x.mean(1, keepdim=True) * m.scale, "parameter"),
         (lambda m, x: m.over_all(x), r"LayerNorm over \(8, 16, 16\)"),
         (lambda m, x: m.second(m.second(x)), "'second'"),
@@ -208,7 +209,7 @@ def test_what_cannot_be_followed_keeps_its_channels(tail, named: str) -> None:
         lambda m, x: m.second(x[..., ::2, 1 : x.size(3)]),
         lambda m, x: m.second(x * m.gate(x.mean((2, 3)))[:, :, None, None]),
         lambda m, x: m.second(x * m.gate(x[:, :, 0].mean(2)).unsqueeze(-1).unsqueeze(2)),
-        lambda m, x: m.second(F.pad(x, (1, 2, 0, 1)).pow(2).neg()),
+        lambda m, x: m.second(F.pad(x * m.scale, (1, 2, 0, 1)).pow(2).neg() * m.scale),
         lambda m, x: m.linear(x.mean(3, keepdim=True).squeeze(3).transpose(1, 2)),
         lambda m, x: m.linear(x.transpose(3, 1)[:, None, 2:, ..., 1:3, :]),
         lambda m, x: m.second(x.unsqueeze(1).unsqueeze(-1).squeeze(1).squeeze(-1)),
