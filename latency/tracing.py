@@ -18,11 +18,10 @@ from contextlib import redirect_stderr
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
-from torchvision.ops import stochastic_depth
 
+from latency import operations
 from latency.axis import AnyAxis, Axis, concatenated
 from latency.channels import Channels, Flow, Flows, Variables
 from latency.errors import TraceError
@@ -104,44 +103,6 @@ def _blocks(module: nn.Module) -> dict[str, str]:
     return blocks
 
 
-POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
-    nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Identity, nn.Dropout, nn.Dropout2d,
-)  # fmt: skip
-POOLING_MODULES: tuple[type[nn.Module], ...] = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool1d, nn.AvgPool1d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d,
-    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
-)  # fmt: skip
-POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
-    {
-        F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish,
-        F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.exp,
-        torch.sqrt, torch.abs, operator.neg, stochastic_depth, "relu", "relu_", "sigmoid", "tanh", "clamp", "exp", "sqrt",
-        "abs", "neg", "contiguous", "clone", "detach",
-    }
-)  # fmt: skip
-POOLING_FUNCTIONS: frozenset[Any] = frozenset(
-    {
-        F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.max_pool1d, F.avg_pool1d,
-        F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.interpolate, F.pad,
-    }
-)  # fmt: skip
-JOINING_FUNCTIONS: frozenset[Any] = frozenset(
-    {
-        operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-        operator.pow, torch.add, torch.sub, torch.mul, torch.div, torch.pow, "add", "add_", "sub", "sub_", "mul", "mul_",
-        "div", "div_", "pow",
-    }
-)  # fmt: skip
-SPATIAL_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
-RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
-CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
-PERMUTING_FUNCTIONS: frozenset[Any] = frozenset({torch.permute, "permute"})
-TRANSPOSING_FUNCTIONS: frozenset[Any] = frozenset({torch.transpose, "transpose"})
-SQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.squeeze, "squeeze"})
-UNSQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.unsqueeze, "unsqueeze"})
-INDEXING_FUNCTIONS: frozenset[Any] = frozenset({operator.getitem})
 ADVICE = "Replace it, or keep it outside the traced module and trace the parts before and after on their own."
 
 
@@ -171,8 +132,8 @@ class _Tracer:
             (nn.LayerNorm, self._layernorm),
             (nn.PReLU, self._prelu),
             (nn.Flatten, self._reshape),
-            (POINTWISE_MODULES, self._pass),
-            (POOLING_MODULES, self._pool),
+            (operations.POINTWISE_MODULES, self._pass),
+            (operations.POOLING_MODULES, self._pool),
         )
 
     def network(self, input_shape: tuple[int, ...], align: int) -> Network:
@@ -217,7 +178,7 @@ class _Tracer:
         elif _shape(node) is None:
             return  # sizes and other plain numbers carry no channels
         elif node.op == "get_attr":
-            if any(user.target not in JOINING_FUNCTIONS for user in node.users):
+            if any(user.target not in operations.JOINING_FUNCTIONS for user in node.users):
                 raise self._bare(node)
         else:
             try:
@@ -259,17 +220,17 @@ class _Tracer:
 
     def _function_rule(self, node: fx.Node) -> Callable[..., Channels]:
         rules = (
-            (POINTWISE_FUNCTIONS, self._pass),
-            (POOLING_FUNCTIONS, self._pool),
-            (JOINING_FUNCTIONS, self._join),
-            (SPATIAL_FUNCTIONS, self._reduce),
-            (RESHAPING_FUNCTIONS, self._reshape),
-            (CONCATENATING_FUNCTIONS, self._concatenate),
-            (PERMUTING_FUNCTIONS, self._permute),
-            (TRANSPOSING_FUNCTIONS, self._transpose),
-            (SQUEEZING_FUNCTIONS, self._squeeze),
-            (UNSQUEEZING_FUNCTIONS, self._unsqueeze),
-            (INDEXING_FUNCTIONS, self._index),
+            (operations.POINTWISE_FUNCTIONS, self._pass),
+            (operations.POOLING_FUNCTIONS, self._pool),
+            (operations.JOINING_FUNCTIONS, self._join),
+            (operations.REDUCING_FUNCTIONS, self._reduce),
+            (operations.RESHAPING_FUNCTIONS, self._reshape),
+            (operations.CONCATENATING_FUNCTIONS, self._concatenate),
+            (operations.PERMUTING_FUNCTIONS, self._permute),
+            (operations.TRANSPOSING_FUNCTIONS, self._transpose),
+            (operations.SQUEEZING_FUNCTIONS, self._squeeze),
+            (operations.UNSQUEEZING_FUNCTIONS, self._unsqueeze),
+            (operations.INDEXING_FUNCTIONS, self._index),
         )
         for functions, rule in rules:
             if node.target in functions:

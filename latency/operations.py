@@ -1,0 +1,50 @@
+"""What torch's operations do with channels, as lists of modules, functions and names of methods; `tracing` has their rules."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import stochastic_depth
+
+POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
+    nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Identity, nn.Dropout, nn.Dropout2d,
+)  # fmt: skip
+POOLING_MODULES: tuple[type[nn.Module], ...] = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool1d, nn.AvgPool1d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d,
+    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
+)  # fmt: skip
+POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
+    {
+        F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish,
+        F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.exp,
+        torch.sqrt, torch.abs, operator.neg, stochastic_depth, "relu", "relu_", "sigmoid", "tanh", "clamp", "exp", "sqrt",
+        "abs", "neg", "contiguous", "clone", "detach",
+    }
+)  # fmt: skip
+POOLING_FUNCTIONS: frozenset[Any] = frozenset(
+    {
+        F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.max_pool1d, F.avg_pool1d,
+        F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.interpolate, F.pad,
+    }
+)  # fmt: skip
+JOINING_FUNCTIONS: frozenset[Any] = frozenset(
+    {
+        operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
+        operator.pow, torch.add, torch.sub, torch.mul, torch.div, torch.pow, "add", "add_", "sub", "sub_", "mul", "mul_",
+        "div", "div_", "pow",
+    }
+)  # fmt: skip
+REDUCING_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
+RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
+CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
+PERMUTING_FUNCTIONS: frozenset[Any] = frozenset({torch.permute, "permute"})
+TRANSPOSING_FUNCTIONS: frozenset[Any] = frozenset({torch.transpose, "transpose"})
+SQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.squeeze, "squeeze"})
+UNSQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.unsqueeze, "unsqueeze"})
+INDEXING_FUNCTIONS: frozenset[Any] = frozenset({operator.getitem})
