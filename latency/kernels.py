@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -167,7 +168,7 @@ class _Shapes:
 def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Which axis of each value holds the channels: 1, but for what transposes, gathers, squeezes and unsqueezes move."""
     axes: dict[str, int] = {}
-    numbers = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT64}
+    numbers = whole_numbers(graph)
     for node in graph.node:
         axis = next((axes[name] for name in node.input if name in axes), 1)
         attributes = _attributes(node)
@@ -175,16 +176,34 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
             axis = list(attributes["perm"]).index(axis)
         elif node.op_type == "GatherND":
             axis += len(shapes.get(node.output[0], ())) - len(shapes.get(node.input[0], ()))
-        elif node.op_type == "Unsqueeze":
-            for added in sorted(int(one) % len(shapes[node.output[0]]) for one in numbers[node.input[1]]):
-                axis += added <= axis
-        elif node.op_type == "Squeeze" and len(node.input) > 1:
-            axis -= sum(int(one) % len(shapes[node.input[0]]) < axis for one in numbers[node.input[1]])
+        elif node.op_type in ("Squeeze", "Unsqueeze") and len(node.input) > 1 and node.input[1] in numbers:
+            longer = node.input[0] if node.op_type == "Squeeze" else node.output[0]
+            axis = _moved(node.op_type, axis, numbers[node.input[1]], len(shapes.get(longer, ())))
         elif node.op_type in ("Reshape", "Flatten") or not attributes.get("keepdims", 1):
             axis = 1
         for output in node.output:
             axes[output] = axis
     return axes
+
+
+def whole_numbers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """Axes, sizes and indices by name, be they initializers or constants among the nodes."""
+    constants = {node.output[0]: _attributes(node).get("value") for node in graph.node if node.op_type == "Constant"}
+    tensors = {tensor.name: tensor for tensor in graph.initializer} | {name: one for name, one in constants.items() if one}
+    return {name: numpy_helper.to_array(one) for name, one in tensors.items() if one.data_type == onnx.TensorProto.INT64}
+
+
+def _moved(how: str, axis: int, places: np.ndarray, rank: int) -> int:
+    """Where `axis` lies after Squeeze or Unsqueeze at `places` of the longer shape, of `rank` axes (0: unknown)."""
+    if not rank:
+        return axis
+    sorted_places = sorted(int(place) % rank for place in places.ravel())
+    if how == "Squeeze":
+        return axis - sum(place < axis for place in sorted_places)
+    axis = min(axis, max(0, rank - len(sorted_places) - 1))
+    for place in sorted_places:
+        axis += place <= axis
+    return axis
 
 
 def _fused(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:

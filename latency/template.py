@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from latency.axis import AnyAxis, Axis, concatenated, kept
 from latency.errors import TraceError
-from latency.kernels import PRODUCTS, PlacedKernel, channel_axes, find_kernels
+from latency.kernels import PRODUCTS, PlacedKernel, channel_axes, find_kernels, whole_numbers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,8 +65,8 @@ def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelPr
 
 def _drop_restriding(graph: onnx.GraphProto) -> None:
     """Where memory lies channels last, the export flattens what a global pooling gives and gathers it again as it was."""
-    numbers = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT64}
-    shapes, maker = _shapes(graph), {name: node for node in graph.node for name in node.output}
+    numbers, shapes = whole_numbers(graph), _shapes(graph)
+    maker = {name: node for node in graph.node for name in node.output}
     for gather in [node for node in graph.node if node.op_type == "Gather"]:
         flat, order = maker.get(gather.input[0]), numbers.get(gather.input[1])
         if flat is None or flat.op_type != "Reshape" or order is None or shapes.get(flat.input[0]) != order.shape:

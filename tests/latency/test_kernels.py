@@ -77,6 +77,29 @@ def test_a_shortcut_is_added_by_the_later_of_two_convolutions() -> None:
     assert types(graph(nodes)) == ["conv1x1s1", "conv1x1s1+add"]
 
 
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize(("axes", "cin"), [([-1], 4), ([1], 4), ([0, 1], 4), ([2], 4)])
+def test_channels_are_found_after_unsqueeze_and_squeeze(constant: bool, axes: list[int], cin: int) -> None:
+    """Their axes may be an initializer or, as older exports have it, a constant among the nodes."""
+    tensor = helper.make_tensor("axes", TensorProto.INT64, [len(axes)], axes)
+    rank = 4 + len(axes)
+    where = 1 + sum(place <= 1 + earlier for earlier, place in enumerate(sorted(axis % rank for axis in axes)))
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axes"], ["a"]),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[where, *(axis for axis in range(rank) if axis != where)]),
+        helper.make_node("Transpose", ["b"], ["c"], perm=[*range(1, where + 1), 0, *range(where + 1, rank)]),
+        helper.make_node("Squeeze", ["c", "axes"], ["d"]),
+        helper.make_node("Conv", ["d", "w0"], ["y"]),
+    ]
+    model = graph([helper.make_node("Constant", [], ["axes"], value=tensor)] * constant + nodes, size=6)
+    model.graph.initializer.extend([] if constant else [tensor])
+    assert [one.kernel.cin for one in find_kernels(model)] == [cin] * 5
+
+
+def test_unknown_axes_leave_channels_where_they_were() -> None:
+    assert types(graph([helper.make_node("Squeeze", ["x"], ["a"]), helper.make_node("Relu", ["a"], ["y"])])) == ["squeeze+relu"]
+
+
 def test_silu_is_recognised_as_a_pair() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w0"], ["a"]),
