@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from latency.axis import AnyAxis, Axis, concatenated, kept
 from latency.errors import TraceError
-from latency.kernels import PRODUCTS, PlacedKernel, channel_axes, find_kernels, whole_numbers
+from latency.kernels import PRODUCTS, PlacedKernel, channel_axes, find_kernels, static_shapes, whole_numbers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,13 +59,13 @@ def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelPr
             logger.setLevel(level)
     assert program is not None
     model = program.model_proto
-    _drop_restriding(model.graph)
+    _drop_restriding(model)
     return model
 
 
-def _drop_restriding(graph: onnx.GraphProto) -> None:
+def _drop_restriding(model: onnx.ModelProto) -> None:
     """Where memory lies channels last, the export flattens what a global pooling gives and gathers it again as it was."""
-    numbers, shapes = whole_numbers(graph), _shapes(graph)
+    graph, numbers, shapes = model.graph, whole_numbers(model.graph), static_shapes(model)
     maker = {name: node for node in graph.node for name in node.output}
     for gather in [node for node in graph.node if node.op_type == "Gather"]:
         flat, order = maker.get(gather.input[0]), numbers.get(gather.input[1])
@@ -77,11 +77,6 @@ def _drop_restriding(graph: onnx.GraphProto) -> None:
     read = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
-
-
-def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    values = [*graph.value_info, *graph.output]
-    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
 
 
 class Template:
@@ -96,7 +91,7 @@ class Template:
         model = export_onnx(module, input_shape)
         _add_missing_biases(model.graph)
         _unshare_weights(model.graph)
-        self.channels, self._sliced = _annotate(model.graph, name, input_shape[1], tensors)
+        self.channels, self._sliced = _annotate(model, name, input_shape[1], tensors)
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
         self._skeleton = _skeleton(model, self._weights, self._sliced)
@@ -156,10 +151,10 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
 
 
 def _annotate(
-    graph: onnx.GraphProto, name: str, image_channels: int, tensors: Tensors
+    model: onnx.ModelProto, name: str, image_channels: int, tensors: Tensors
 ) -> tuple[dict[str, AnyAxis], dict[str, tuple[AnyAxis, ...]]]:
     """Channel axes of all values, axes of all initializers that widths change; follows the graph in order."""
-    shapes = _shapes(graph)
+    graph, shapes = model.graph, static_shapes(model)
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     places = channel_axes(graph, shapes)
     channels: dict[str, AnyAxis] = {graph.input[0].name: Axis(image_channels)}

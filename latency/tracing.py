@@ -326,9 +326,9 @@ class _Tracer:
         if any(self.channels[source].axis != axis for source in operands):
             raise _Unfollowed("combines tensors whose channels lie on different axes")
         joined = [self.channels[source].flows for source in operands if _shape(source)[axis] == _shape(node)[axis]]
+        if not joined:
+            raise self._bare(node)
         for bare in (source for source in node.all_input_nodes if source.op == "get_attr"):
-            if not joined:
-                raise self._bare(bare)
             self._line_up(bare, joined[0], axis - rank)
         self._join_flows(joined)
         return Channels(joined[0], axis)
@@ -404,7 +404,8 @@ class _Tracer:
         channels, shape = self._input(node), _shape(self._source(node))
         index = _spelt_out(node.args[1], len(shape))
         place = [position for position, one in enumerate(index) if one is not None][channels.axis]
-        if not _takes_all(index[place], shape[channels.axis]) or any(isinstance(one, fx.Node) for one in index):
+        plain = all(one is None or isinstance(one, int | slice) for one in index)
+        if not plain or not _takes_all(index[place], shape[channels.axis]):
             raise _Unfollowed("calls getitem")
         return Channels(channels.flows, sum(not isinstance(one, int) for one in index[:place]))
 

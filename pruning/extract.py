@@ -18,7 +18,8 @@ def extract(network: Network, widths: Any, state: Mapping[str, Tensor] | None = 
 
     Args:
         state: tensors by the names of `network.tensors`, at full width or already cropped; those not given keep
-            PyTorch's default initialisation. `network.module.state_dict()` slices the unpruned network.
+            PyTorch's default initialisation, LayerNorms and bare parameters the network's own.
+            `network.module.state_dict()` slices the unpruned network.
     """
     widths = network.check_widths(widths)
     graph = network.module.graph

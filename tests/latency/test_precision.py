@@ -6,7 +6,8 @@ import onnxruntime
 import pytest
 
 import latency
-from latency.precision import PRODUCTS, lowered, require_precision
+from latency.kernels import PRODUCTS
+from latency.precision import lowered, require_precision
 from pruning.networks import load
 
 

@@ -177,6 +177,7 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: x[:, :4], "getitem"),
         (lambda m, x: x[:, 2], "getitem"),
         (lambda m, x: x[:, ::2], "getitem"),
+        (lambda m, x: x[[0], :, [1]], "getitem"),
         (lambda m, x: x[:, : x.size(1)], "getitem"),
         (lambda m, x: x.squeeze(), "squeezes"),
         (lambda m, x: x.squeeze(0), "squeezes"),

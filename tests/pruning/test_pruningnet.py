@@ -49,6 +49,15 @@ def test_the_generated_network_is_the_extracted_structure(name: str, generator: 
             torch.testing.assert_close(supernet.scores(images, whole), scores, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "whole"), [("tinynet:tiny", True), ("tinynet:tiny_convnext", False)])
+def test_a_gpu_gets_whole_weights_where_nothing_counts_the_zeros(name: str, whole: bool, monkeypatch) -> None:
+    net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32))
+    monkeypatch.setattr(PruningNet, "device", torch.device("cuda"))
+    weights = pruningnet(net).weights(np.array(net.min_widths))
+    full = {name: tensor.shape for name, tensor in net.module.named_parameters()}
+    assert ({name: tensor.shape for name, tensor in weights.items()} == full) == whole
+
+
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_zeros_in_place_of_what_is_pruned_teach_the_same(generator: str, rng, random_widths) -> None:
     net = latency.trace(load("tinynet:mixed", num_classes=10), (1, 3, 32, 32))
