@@ -70,6 +70,9 @@ class Concatenation:
 
 AnyAxis = Axis | Concatenation
 
+Kept = tuple[slice | np.ndarray, ...]
+"""What is kept of a tensor, axis by axis."""
+
 
 def concatenated(axes: Sequence[AnyAxis]) -> AnyAxis:
     """One axis of all parts of `axes`."""
@@ -77,6 +80,23 @@ def concatenated(axes: Sequence[AnyAxis]) -> AnyAxis:
     return parts[0] if len(parts) == 1 else Concatenation(parts)
 
 
-def kept(axes: Sequence[AnyAxis], widths: np.ndarray) -> tuple[slice | np.ndarray, ...]:
-    """Index of the entries that a tensor with these axes, at most one of them concatenated, keeps under `widths`."""
+def equal_part(axis: AnyAxis, count: int) -> AnyAxis:
+    """The first of so many equal parts; between two of its parts nothing is cut."""
+    ends = np.cumsum([part.size for part in axis.parts])
+    return concatenated(axis.parts[: int(np.searchsorted(ends, axis.size // count)) + 1])
+
+
+def kept(axes: Sequence[AnyAxis], widths: np.ndarray) -> Kept:
+    """Which entries along each of its axes a tensor keeps under `widths` (int64[L])."""
     return tuple(axis.index(widths) for axis in axes)
+
+
+def mesh(kept: Kept) -> Kept:
+    """`kept` as one index: what is kept along every axis at once."""
+    lists = [place for place, one in enumerate(kept) if isinstance(one, np.ndarray)]
+    if len(lists) < 2:
+        return kept
+    opened = list(kept)
+    for number, place in enumerate(lists):
+        opened[place] = kept[place].reshape([-1 if number == other else 1 for other in range(len(lists))])  # type: ignore[union-attr]
+    return tuple(opened)

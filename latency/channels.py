@@ -1,9 +1,10 @@
-"""Channel variables: which channels of a network are the same ones, and which may be pruned (union-find)."""
+"""Channel variables: which channels of a network are the same ones, and which may be pruned."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -25,48 +26,126 @@ class Channels(NamedTuple):
 
 
 @dataclass
+class Variable:
+    """So many channels that layer `maker` makes; `multiple`: only whole groups of so many can go.
+
+    `meaning` are the variables that stand for it, one after another, once it is joined to another or cut. `place` orders
+    variables as the network makes them.
+    """
+
+    size: int
+    maker: str
+    place: tuple[int, ...]
+    fixed: bool = False
+    multiple: int = 1
+    meaning: tuple[int, ...] = ()
+
+
 class Variables:
-    """Union-find over channel variables; a set is fixed when any member is, and a multiple of all its members'."""
+    """All channel variables of a network. They are joined (union-find) where channels must agree, and cut where only a part
+    of one must; a set is fixed when any member is, and a multiple of all its members'."""
 
-    parent: list[int] = field(default_factory=list)
-    size: list[int] = field(default_factory=list)
-    maker: list[str] = field(default_factory=list)
-    fixed: list[bool] = field(default_factory=list)
-    multiple: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._all: list[Variable] = []
 
-    def new(self, size: int, maker: str, fixed: bool = False) -> int:
-        self.parent.append(len(self.parent))
-        self.size.append(size)
-        self.maker.append(maker)
-        self.fixed.append(fixed)
-        self.multiple.append(1)
-        return len(self.parent) - 1
+    def new(self, size: int, maker: str, fixed: bool = False) -> Flow:
+        """So many channels of their own, one entry for each."""
+        self._all.append(Variable(size, maker, (len(self._all),), fixed))
+        return Flow(len(self._all) - 1)
+
+    def free(self) -> dict[int, Variable]:
+        """What may be pruned, in the order of the network."""
+        free = {number: one for number, one in enumerate(self._all) if not one.fixed and not one.meaning}
+        return dict(sorted(free.items(), key=lambda item: item[1].place))
+
+    def roots(self, flows: Iterable[Flow]) -> Flows:
+        """The same stretches in variables that stand for themselves."""
+        return tuple(Flow(root, flow.per_channel) for flow in flows for root in self._roots(flow.variable))
 
     def entries(self, flow: Flow) -> int:
         """Length of the stretch at full width."""
-        return self.size[flow.variable] * flow.per_channel
+        return self._all[flow.variable].size * flow.per_channel
+
+    def all_fixed(self, flows: Flows) -> bool:
+        """Whether none of these may be pruned, as known by now."""
+        return all(self._all[root].fixed for root, _ in self.roots(flows))
 
     def pin(self, flows: Flows) -> None:
         """Never prune these."""
-        for flow in flows:
-            self.fixed[self.root(flow.variable)] = True
+        for root, _ in self.roots(flows):
+            self._all[root].fixed = True
 
     def restrict(self, flows: Flows, entries: int) -> None:
         """Let every stretch shrink only by whole groups of `entries`."""
-        for flow in flows:
-            root = self.root(flow.variable)
-            channels = entries // math.gcd(entries, flow.per_channel)
-            self.multiple[root] = math.lcm(self.multiple[root], channels)
+        for root, per_channel in self.roots(flows):
+            channels = entries // math.gcd(entries, per_channel)
+            self._all[root].multiple = math.lcm(self._all[root].multiple, channels)
 
-    def root(self, variable: int) -> int:
-        while self.parent[variable] != variable:
-            variable = self.parent[variable]
-        return variable
+    def join(self, one: Flows, other: Flows) -> None:
+        """Make them the same, entry by entry; the longer of two stretches is cut. From where channels have different numbers
+        of entries on, all are kept."""
+        one, other = self.roots(one), self.roots(other)
+        while one and other:
+            (a, per_channel), (b, other_per_channel) = one[0], other[0]
+            shorter = min(self._all[a].size, self._all[b].size)
+            if per_channel != other_per_channel:
+                self.pin(one + other)
+                return
+            if self._all[a].size != self._all[b].size:
+                self._cut(max(a, b, key=lambda root: self._all[root].size), shorter)
+            else:
+                self._unite(a, b)
+                one, other = one[1:], other[1:]
+            one, other = self.roots(one), self.roots(other)
 
-    def join(self, a: int, b: int) -> int:
+    def equal_parts(self, flows: Flows, count: int) -> Flows | None:
+        """One of so many equal parts, all of which become the same; None where channels would have to be cut through."""
+        length = sum(map(self.entries, self.roots(flows))) // count
+        parts = []
+        for _ in range(count):
+            first = self._first(flows, length)
+            if first is None:
+                return None
+            parts.append(first)
+            flows = self.roots(flows)[len(first) :]
+        for part in parts[1:]:
+            self.join(parts[0], part)
+        return self.roots(parts[0])
+
+    def _first(self, flows: Flows, length: int) -> Flows | None:
+        """The stretches that the first `length` entries are, after cutting; None where that goes through a channel."""
+        first: Flows = ()
+        for flow in self.roots(flows):
+            missing = length - sum(map(self.entries, first))
+            if not missing:
+                break
+            if self.entries(flow) > missing:
+                if missing % flow.per_channel:
+                    return None
+                self._cut(flow.variable, missing // flow.per_channel)
+                return self._first(flows, length)  # what is cut may have come before, too
+            first += (flow,)
+        return first
+
+    def _roots(self, variable: int) -> tuple[int, ...]:
+        meaning = self._all[variable].meaning
+        return tuple(root for one in meaning for root in self._roots(one)) if meaning else (variable,)
+
+    def _unite(self, a: int, b: int) -> None:
         """The set's name is its earliest member, so genes keep the order of the network."""
-        low, high = sorted((self.root(a), self.root(b)))
-        self.parent[high] = low
-        self.fixed[low] = self.fixed[low] or self.fixed[high]
-        self.multiple[low] = math.lcm(self.multiple[low], self.multiple[high])
-        return low
+        if a == b:
+            return
+        low, high = sorted((a, b), key=lambda root: self._all[root].place)
+        first, second = self._all[low], self._all[high]
+        first.fixed = first.fixed or second.fixed
+        first.multiple = math.lcm(first.multiple, second.multiple)
+        second.meaning = (low,)
+
+    def _cut(self, root: int, size: int) -> None:
+        """The first `size` channels and the rest become variables of their own; fixed where that goes through a group."""
+        whole = self._all[root]
+        fixed = whole.fixed or size % whole.multiple > 0
+        for start, length in ((0, size), (size, whole.size - size)):
+            maker = f"{whole.maker}[{start}:]" if start else whole.maker
+            self._all.append(Variable(length, maker, (*whole.place, start), fixed, whole.multiple))
+        whole.meaning = (len(self._all) - 2, len(self._all) - 1)

@@ -24,6 +24,12 @@ ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu"
 
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 
+DENSE = frozenset(product.lower() for product in PRODUCTS)
+"""Operations, as in kernels' types, of which every output reads every input channel."""
+
+OF_IMAGES = frozenset("Conv ConvTranspose BatchNormalization MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split())
+"""Operations whose channels lie on axis 1."""
+
 MOST_SHAPE_VALUES = 64
 """Initializers of up to so many values may say of what shape something is (the sizes of a Reshape, the scales of a Resize)."""
 
@@ -166,20 +172,23 @@ class _Shapes:
 
 
 def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Which axis of each value holds the channels: 1, but for what transposes, gathers, squeezes and unsqueezes move."""
+    """Which axis of each value holds the channels: 1 after what works on images, the last before and after a MatMul with
+    weights; transposes, gathers, squeezes and unsqueezes move it."""
     axes: dict[str, int] = {}
-    numbers = whole_numbers(graph)
+    numbers, weights = whole_numbers(graph), {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         axis = next((axes[name] for name in node.input if name in axes), 1)
-        attributes = _attributes(node)
-        if node.op_type == "Transpose":
+        attributes = attributes_of(node)
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            axis = axes[node.input[0]] = len(shapes.get(node.output[0], (0, 0))) - 1
+        elif node.op_type == "Transpose":
             axis = list(attributes["perm"]).index(axis)
         elif node.op_type == "GatherND":
             axis += len(shapes.get(node.output[0], ())) - len(shapes.get(node.input[0], ()))
         elif node.op_type in ("Squeeze", "Unsqueeze") and len(node.input) > 1 and node.input[1] in numbers:
             longer = node.input[0] if node.op_type == "Squeeze" else node.output[0]
             axis = _moved(node.op_type, axis, numbers[node.input[1]], len(shapes.get(longer, ())))
-        elif node.op_type in ("Reshape", "Flatten") or not attributes.get("keepdims", 1):
+        elif node.op_type in OF_IMAGES | {"Reshape", "Flatten"} or not attributes.get("keepdims", 1):
             axis = 1
         for output in node.output:
             axes[output] = axis
@@ -188,7 +197,7 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
 
 def whole_numbers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     """Axes, sizes and indices by name, be they initializers or constants among the nodes."""
-    constants = {node.output[0]: _attributes(node).get("value") for node in graph.node if node.op_type == "Constant"}
+    constants = {node.output[0]: attributes_of(node).get("value") for node in graph.node if node.op_type == "Constant"}
     tensors = {tensor.name: tensor for tensor in graph.initializer} | {name: one for name, one in constants.items() if one}
     return {name: numpy_helper.to_array(one) for name, one in tensors.items() if one.data_type == onnx.TensorProto.INT64}
 
@@ -273,7 +282,7 @@ def _place(group: list[onnx.NodeProto], shapes: _Shapes) -> PlacedKernel:
     _, cout, out_height, out_width = shapes.sizes(tail.output[0])
     if head.op_type == "Concat":
         cin = cout  # it reads all of its inputs
-    groups = int(_attributes(head).get("group", 1))
+    groups = int(attributes_of(head).get("group", 1))
     kind, epilogue = head.op_type.lower(), group[1:]
     if _is_silu(group):
         kind, epilogue = "silu", []
@@ -303,12 +312,13 @@ def _epilogue(nodes: Iterable[onnx.NodeProto]) -> list[str]:
 
 def _window(node: onnx.NodeProto, shapes: _Shapes) -> str:
     """ "3x3s2" for anything with a sliding window, else nothing."""
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     size = attributes.get("kernel_shape") or (shapes.shapes[node.input[1]][2:] if node.op_type == "Conv" else None)
     if not size:
         return ""
     return "x".join(map(str, size)) + f"s{(attributes.get('strides') or [1])[0]}"
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes by name."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

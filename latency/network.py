@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latency.axis import AnyAxis, kept
+from latency.axis import AnyAxis, Kept, kept
 from latency.errors import WidthsError
 from latency.pairwise import PairwiseCost, Term, split_terms
 
@@ -159,8 +159,8 @@ class Network:
         """Tabulate `terms` over the genes' choices."""
         return PairwiseCost.tabulate(terms, [gene.choices for gene in self.genes])
 
-    def kept(self, name: str, widths: np.ndarray) -> tuple[slice | np.ndarray, ...]:
-        """Index of the entries of tensor `name` that a structure `widths` (int64[L]) keeps."""
+    def kept(self, name: str, widths: np.ndarray) -> Kept:
+        """Which entries along each axis of tensor `name` a structure `widths` (int64[L]) keeps."""
         return kept(self.tensors[name], widths)
 
     def kept_shape(self, name: str, widths: np.ndarray) -> tuple[int, ...]:

@@ -47,29 +47,51 @@ def split_terms(axes: Sequence[AnyAxis], cost: Callable[..., Any]) -> list[Term]
     return [Term(parts, cost) for parts in itertools.product(*(axis.parts for axis in axes))]
 
 
-def linear_terms(inputs: AnyAxis, outputs: AnyAxis, cost: Callable[..., Any], smallest: np.ndarray) -> list[Term]:
+def linear_terms(
+    inputs: AnyAxis, outputs: AnyAxis, cost: Callable[..., Any], smallest: np.ndarray, *, dense: bool
+) -> list[Term]:
     """Terms for a cost whose axes depend on more than two genes: what reads a concatenation.
 
     For each output length, the cost is replaced by its least-squares line over all input lengths from `smallest`
-    (int64[L]) to full width; a line in a sum of widths is a sum over their genes.
+    (int64[L]) to full width; a line in a sum of widths is a sum over their genes. Where a `dense` operation makes a sum of
+    widths, too, it is a line in both; otherwise outputs follow inputs.
     """
-    lengths = np.linspace(inputs.length(smallest), inputs.size, LINEAR_POINTS).round().astype(np.int64)
-    same = len(outputs.parts) > 1  # an elementwise or grouped operation: outputs follow inputs
+    if dense and len(outputs.genes) > 1:
+        return _bilinear_terms(inputs, outputs, cost, smallest)
+    lengths = _spread(inputs, smallest)
 
     def line(n: Any) -> tuple[np.ndarray, np.ndarray]:
         """Intercept and slope, for output lengths `n`."""
-        at = lengths * outputs.size // inputs.size if same else np.ravel(n)[:, None]
+        at = np.ravel(n)[:, None] if dense else lengths * outputs.size // inputs.size
         values = np.broadcast_to(cost(lengths, at), (np.size(n), LINEAR_POINTS))
         slope, intercept = np.polyfit(lengths, values.T, 1)
         return intercept.reshape(np.shape(n)), slope.reshape(np.shape(n))
 
-    if same:
+    if not dense:
         intercept, slope = line(0)
         return [Term((), lambda: intercept), *(Term((part,), lambda n: slope * n) for part in inputs.parts)]
     return [
         Term((outputs,), lambda n: line(n)[0]),
         *(Term((part, outputs), lambda m, n: m * line(n)[1]) for part in inputs.parts),
     ]
+
+
+def _bilinear_terms(inputs: AnyAxis, outputs: AnyAxis, cost: Callable[..., Any], smallest: np.ndarray) -> list[Term]:
+    """Least squares: a constant, a price for each input, for each output, and for each pair of them."""
+    reads, makes = np.meshgrid(_spread(inputs, smallest), _spread(outputs, smallest), indexing="ij")
+    sizes = [np.ones(reads.size), reads.ravel(), makes.ravel(), (reads * makes).ravel()]
+    constant, read, made, both = np.linalg.lstsq(np.stack(sizes, axis=1), np.ravel(cost(reads, makes)), rcond=None)[0]
+    return [
+        Term((), lambda: constant),
+        *(Term((part,), lambda n: read * n) for part in inputs.parts),
+        *(Term((part,), lambda n: made * n) for part in outputs.parts),
+        *split_terms((inputs, outputs), lambda m, n: both * m * n),
+    ]
+
+
+def _spread(axis: AnyAxis, smallest: np.ndarray) -> np.ndarray:
+    """int64[LINEAR_POINTS]: lengths from that of `smallest` to the full one."""
+    return np.linspace(axis.length(smallest), axis.size, LINEAR_POINTS).round().astype(np.int64)
 
 
 class IntractableCost(Exception):

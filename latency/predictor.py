@@ -16,7 +16,7 @@ import pandas as pd
 from latency.calibration import KernelRows, MonotoneLink
 from latency.correction import Places
 from latency.errors import DeviceUnavailable, PredictionError, TableError
-from latency.kernels import Kernel, family_of, find_kernels, group_size, ungrouped
+from latency.kernels import DENSE, Kernel, family_of, find_kernels, group_size, operation_of, ungrouped
 from latency.model import LatencyModel
 from latency.network import Network
 from latency.pairwise import PairwiseCost, Term, linear_terms
@@ -186,7 +186,10 @@ class LatencyPredictor:
             return summed.costs.reshape(cin.shape)
 
         term = Term(axes, cost)
-        return [term] if len(term.genes) <= 2 else linear_terms(*axes, cost, np.array(network.min_widths))
+        if len(term.genes) <= 2:
+            return [term]
+        dense = operation_of(kernel.type) in DENSE
+        return linear_terms(*axes, cost, np.array(network.min_widths), dense=dense)
 
     def _predict(self, kernels: Sequence[Kernel], signature: str, on_missing: str) -> Prediction:
         self._require_known(kernels, on_missing)

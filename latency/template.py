@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from latency.axis import AnyAxis, Axis, concatenated, kept
+from latency.axis import AnyAxis, Axis, concatenated, equal_part, kept, mesh
 from latency.errors import TraceError
-from latency.kernels import PRODUCTS, PlacedKernel, channel_axes, find_kernels, static_shapes, whole_numbers
+from latency.kernels import PRODUCTS, PlacedKernel, attributes_of, channel_axes, find_kernels, static_shapes, whole_numbers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,7 +94,7 @@ class Template:
         self.channels, self._sliced = _annotate(model, name, input_shape[1], tensors)
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
-        self._skeleton = _skeleton(model, self._weights, self._sliced)
+        self._skeleton = _skeleton(model, self._weights, self._sliced, self.channels)
         self._skeleton.metadata_props.add(key=SIGNATURE_KEY, value=signature)
 
     def build(self, widths: np.ndarray) -> bytes:
@@ -106,7 +106,7 @@ class Template:
                 _set_groups(node, self._sliced[node.input[1]], widths)
         for name, axes in self._sliced.items():
             model.graph.initializer.append(
-                numpy_helper.from_array(np.ascontiguousarray(self._weights[name][kept(axes, widths)]), name)
+                numpy_helper.from_array(np.ascontiguousarray(self._weights[name][mesh(kept(axes, widths))]), name)
             )
         return model.SerializeToString()
 
@@ -166,6 +166,9 @@ def _annotate(
         axis = next((axis for axis in known if axis.genes), None)
         if node.op_type in PRODUCTS and node.input[1] in dims:
             axes = _weight_axes(node, tensors)
+            if axes is None and axis is None:  # of a layer that keeps its channels
+                channels.update(_all_channels(node, shapes))
+                continue
             if axes is None or tuple(a.size for a in axes) != dims[node.input[1]]:
                 raise TraceError(
                     f"{name}: the ONNX export changed the weights of '{node.name}' ({node.input[1]}), so they "
@@ -175,7 +178,7 @@ def _annotate(
             axis = axes[-1 if node.op_type == "MatMul" else 0]
             sliced.update({name: (axis,) for name in node.input[2:] if name})
         elif axis is None:  # nothing that widths change: whatever it does, it stays as it is
-            channels.update({name: Axis(shapes[name][1] if len(shapes[name]) > 1 else 1) for name in node.output})
+            channels.update(_all_channels(node, shapes))
             continue
         elif node.op_type in ELEMENTWISE:
             place = places[node.output[0]] - len(shapes[node.output[0]])  # counted from the last axis on: these broadcast
@@ -187,9 +190,17 @@ def _annotate(
             size = shapes[node.output[0]][1]
             axis = axis.repeated(size // axis.size)
         elif node.op_type == "Concat":
-            axis = concatenated(known)
+            along = attributes_of(node)["axis"] % len(shapes[node.output[0]])
+            axis = concatenated(known) if along == places[node.output[0]] else axis
+        elif node.op_type == "Split" and shapes[node.output[0]] != shapes[node.input[0]]:
+            axis = equal_part(axis, axis.size // shapes[node.output[0]][places[node.output[0]]])
         channels.update(dict.fromkeys(node.output, axis))
     return channels, sliced
+
+
+def _all_channels(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, AnyAxis]:
+    """Of what nothing prunes."""
+    return {name: Axis(shapes[name][1] if len(shapes[name]) > 1 else 1) for name in node.output if name}
 
 
 def _weight_axes(product: onnx.NodeProto, tensors: Tensors) -> tuple[AnyAxis, ...] | None:
@@ -211,14 +222,15 @@ def _at(place: int, axis: AnyAxis, sizes: tuple[int, ...]) -> tuple[AnyAxis, ...
 
 
 def _skeleton(
-    model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: dict[str, tuple[AnyAxis, ...]]
+    model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: Tensors, channels: Mapping[str, AnyAxis]
 ) -> onnx.ModelProto:
     """The graph without anything that depends on the widths."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model)
     graph = skeleton.graph
     del graph.value_info[:], graph.initializer[:], graph.metadata_props[:]
-    flattening = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    reshapes = [node for node in graph.node if node.op_type == "Reshape"]
+    flattening = {node.input[1] for node in reshapes if node.output[0] in channels and channels[node.output[0]].genes}
     for name, array in weights.items():
         if name in flattening and len(array) in (2, 3):  # to (N, features) or to (N, channels, positions)
             array = np.array([array[0], -1, *array[2:]], dtype=np.int64)

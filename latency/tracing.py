@@ -2,9 +2,9 @@
 
 The module is traced with torch.fx and run once for its shapes. Every tensor carries flows: channel variables, one
 after another along one of its axes, and how many consecutive entries belong to one channel of each. Layers make new
-variables, additions join them (union-find), concatenation lines them up, permutations move them to another axis, grouped
-convolutions let them shrink by whole groups, activations and pooling pass them on, and any operation that cannot be followed
-has all of its channels left to it; what is free in the end are the genes.
+variables, additions join them (union-find), concatenation lines them up, splitting cuts them into equal parts, permutations
+move them to another axis, grouped convolutions let them shrink by whole groups, activations and pooling pass them on, and any
+layer or operation that cannot be followed has all of its channels left to it; what is free in the end are the genes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from contextlib import redirect_stderr
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -65,21 +66,36 @@ def trace(
     return _Tracer(graph_module, name, _blocks(module)).network(shape, align)
 
 
-class _WholeLayers(fx.Tracer):
-    """Leaves LayerNorms whole, those that others derive too (torchvision's LayerNorm2d): their code states widths."""
+class _SymbolicTracer(fx.Tracer):
+    """torch.fx's, for what CNNs do besides."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """LayerNorms stay whole, those that others derive too (torchvision's LayerNorm2d): their code states widths."""
         return isinstance(module, nn.LayerNorm) or super().is_leaf_module(module, name)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **rest: Any) -> Any:
+        """Parts of a tensor become a tuple where their number is stated: a forward() may list and count them."""
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *more, **rest)
+        stated = args[1] if len(args) > 1 else kwargs.get("chunks")
+        if kind not in ("call_function", "call_method"):
+            return proxy
+        if target in operations.CHUNKING_FUNCTIONS and isinstance(stated, int):
+            return tuple(proxy[place] for place in range(stated))
+        if target in operations.SPLITTING_FUNCTIONS and isinstance(stated, list | tuple):
+            return tuple(proxy[place] for place in range(len(stated)))
+        return proxy
 
 
 def _symbolic(module: nn.Module, name: str) -> fx.GraphModule:
     try:
-        return fx.GraphModule(module, _WholeLayers().trace(module), type(module).__name__)
+        traced = fx.GraphModule(module, _SymbolicTracer().trace(module), type(module).__name__)
     except Exception as error:  # torch.fx runs user code: anything may come out
         raise TraceError(
             f"{name} cannot be traced by torch.fx: {error} "
             "Move data-dependent control flow out of forward(), or wrap that part in a module of its own."
         ) from error
+    traced.graph.eliminate_dead_code()
+    return traced
 
 
 def _propagate_shapes(module: fx.GraphModule, shape: tuple[int, ...], name: str) -> None:
@@ -103,11 +119,8 @@ def _blocks(module: nn.Module) -> dict[str, str]:
     return blocks
 
 
-ADVICE = "Replace it, or keep it outside the traced module and trace the parts before and after on their own."
-
-
 class _Unfollowed(Exception):
-    """An operation whose channels cannot be followed, and may be left to it: it has no parameters."""
+    """A layer or an operation whose channels cannot be followed, and are left to it."""
 
 
 class _Tracer:
@@ -121,6 +134,8 @@ class _Tracer:
         self.parameters = dict(module.named_parameters())
         self.variables = Variables()
         self.channels: dict[fx.Node, Channels] = {}
+        self.constants: set[fx.Node] = set()  # what does not depend on the image
+        self.parts: dict[fx.Node, Channels] = {}  # several equal tensors at once: the channels of each
         self.layers: dict[str, tuple[str, Flows | int, Flows, int]] = {}  # name → kind, inputs, outputs, taps
         self.tensors: dict[str, tuple[Flows | int, ...]] = {}
         self.unfollowed: list[str] = []
@@ -132,6 +147,7 @@ class _Tracer:
             (nn.LayerNorm, self._layernorm),
             (nn.PReLU, self._prelu),
             (nn.Flatten, self._reshape),
+            (nn.GLU, self._glu),
             (operations.POINTWISE_MODULES, self._pass),
             (operations.POOLING_MODULES, self._pool),
         )
@@ -146,9 +162,8 @@ class _Tracer:
         def axis(flows: Flows | int) -> AnyAxis:
             if isinstance(flows, int):
                 return Axis(flows)
-            roots = [self.variables.root(flow.variable) for flow in flows]
-            sizes = [self.variables.entries(flow) for flow in flows]
-            return concatenated([Axis(n, index.get(r), f.per_channel) for n, r, f in zip(sizes, roots, flows, strict=True)])
+            roots = self.variables.roots(flows)
+            return concatenated([Axis(self.variables.entries(f), index.get(f.variable), f.per_channel) for f in roots])
 
         layers = tuple(
             Layer(name, kind, axis(inputs), axis(outputs), taps, self.blocks[name])
@@ -160,14 +175,11 @@ class _Tracer:
         return Network(self.name, self.module, input_shape, genes, layers, tensors, parameters, align, unfollowed)
 
     def _genes(self, align: int) -> tuple[tuple[Gene, ...], dict[int, int]]:
-        variables = self.variables
-        roots = sorted({variables.root(v) for v in range(len(variables.parent))})
-        free = [root for root in roots if not variables.fixed[root]]
-        genes = []
-        for root in free:
-            size, multiple = variables.size[root], variables.multiple[root]
-            choices = width_choices(size, math.lcm(align, multiple))
-            genes.append(Gene(variables.maker[root], size, choices, multiple))
+        free = self.variables.free()
+        genes = [
+            Gene(one.maker, one.size, width_choices(one.size, math.lcm(align, one.multiple)), one.multiple)
+            for one in free.values()
+        ]
         return tuple(genes), {root: position for position, root in enumerate(free)}
 
     def _visit(self, node: fx.Node) -> None:
@@ -179,43 +191,77 @@ class _Tracer:
             return  # sizes and other plain numbers carry no channels
         elif node.op == "get_attr":
             if any(user.target not in operations.JOINING_FUNCTIONS for user in node.users):
-                raise self._bare(node)
+                self.unfollowed.append(f"parameter or buffer '{node.target}' is no summand or factor")
+                self.channels[node] = self._kept_bare(node)
         else:
             try:
-                self.channels[node] = self._followed(node)
+                self.channels[node] = self._part(node) or self._followed(node)
             except _Unfollowed as reason:
                 self.channels[node] = self._left_alone(node, str(reason))
 
+    def _part(self, node: fx.Node) -> Channels | None:
+        """Of one of several equal tensors."""
+        picks = node.target is operator.getitem and isinstance(node.args[1], int)
+        return self.parts.get(node.all_input_nodes[0]) if picks else None
+
     def _pin_inputs(self, node: fx.Node) -> None:
         for source in node.all_input_nodes:
-            if source in self.channels:
-                self.variables.pin(self.channels[source].flows)
+            for channels in (self.channels.get(source), self.parts.get(source)):
+                self.variables.pin(channels.flows if channels else ())
 
     def _followed(self, node: fx.Node) -> Channels:
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         rule = self._function_rule(node) if module is None else self._module_rule(node, module)
-        if any(len(_shape(one)) < 2 for one in (node, *node.all_input_nodes) if one in self.channels or one is node):
+        carriers = [source for source in node.all_input_nodes if source in self.channels]
+        if self.constants.issuperset(carriers):
+            raise _Unfollowed("computes with bare parameters alone")
+        if not all(self.channels[source].flows for source in carriers):
             raise _Unfollowed("works on something without channels")
+        if len(_shape(node)) < 2 and rule != self._split:
+            raise _Unfollowed("leaves nothing that has channels")
         return rule(node, module)
 
     def _left_alone(self, node: fx.Node, what: str) -> Channels:
-        """What goes in keeps all of its channels, and so does what comes out."""
+        """What goes in keeps all of its channels, and so does what comes out, and all parameters keep their shapes."""
         self._pin_inputs(node)
-        self.unfollowed.append(f"{self._owner(node)} {what}")
+        for source in node.all_input_nodes:
+            if source.op == "get_attr":
+                self._kept_bare(source)
+        if self.constants.issuperset(source for source in node.all_input_nodes if source in self.channels):
+            self.constants.add(node)
+        if node.op == "call_module":
+            self._keep_tensors(self.modules[str(node.target)], f"{node.target}.")
+        if node.target is not operator.getitem or _shape(node.all_input_nodes[0]) != ():  # said of what it is taken from
+            self.unfollowed.append(f"{self._owner(node)} {what}")
+        return self._fixed(node)
+
+    def _fixed(self, node: fx.Node) -> Channels:
         shape = _shape(node)
-        return Channels((Flow(self.variables.new(shape[1], node.name, fixed=True)),) if len(shape) > 1 else ())
+        return Channels((self.variables.new(shape[1], node.name, fixed=True),) if len(shape) > 1 else ())
+
+    def _kept_bare(self, node: fx.Node) -> Channels:
+        """A bare parameter or buffer that keeps its shape."""
+        name = str(node.target)
+        for axis in self.tensors.get(name, ()):
+            self.variables.pin(() if isinstance(axis, int) else axis)
+        if name in self.parameters:
+            self.tensors.setdefault(name, _shape(node))
+        self.constants.add(node)
+        return self._fixed(node)
+
+    def _keep_tensors(self, module: nn.Module, prefix: str) -> None:
+        for name, tensor in (*module.named_parameters(prefix[:-1]), *module.named_buffers(prefix[:-1])):
+            self.tensors[name] = tuple(tensor.shape)
 
     def _image(self, node: fx.Node) -> None:
         if self.channels:
             raise self._error(node, "is a second input", "Trace a module with one image input.")
-        self.channels[node] = Channels((Flow(self.variables.new(_shape(node)[1], str(node.target), fixed=True)),))
+        self.channels[node] = Channels((self.variables.new(_shape(node)[1], str(node.target), fixed=True),))
 
     def _module_rule(self, node: fx.Node, module: nn.Module) -> Callable[..., Channels]:
         rule = next((rule for kinds, rule in self.module_rules if isinstance(module, kinds)), None)
         if rule is not None:
             return rule
-        if [*module.parameters(), *module.buffers()]:
-            raise self._error(node, f"is a {type(module).__name__}, whose parameters we cannot prune", ADVICE)
         raise _Unfollowed(f"is a {type(module).__name__}")
 
     def _function_rule(self, node: fx.Node) -> Callable[..., Channels]:
@@ -226,6 +272,8 @@ class _Tracer:
             (operations.REDUCING_FUNCTIONS, self._reduce),
             (operations.RESHAPING_FUNCTIONS, self._reshape),
             (operations.CONCATENATING_FUNCTIONS, self._concatenate),
+            (operations.CHUNKING_FUNCTIONS | operations.SPLITTING_FUNCTIONS, self._split),
+            (frozenset({F.glu}), self._glu),
             (operations.PERMUTING_FUNCTIONS, self._permute),
             (operations.TRANSPOSING_FUNCTIONS, self._transpose),
             (operations.SQUEEZING_FUNCTIONS, self._squeeze),
@@ -239,10 +287,6 @@ class _Tracer:
         raise _Unfollowed(f"calls {called}")
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d) -> Channels:
-        if conv.padding_mode != "zeros":
-            raise self._error(
-                node, f"pads with '{conv.padding_mode}'", "Use padding_mode='zeros', or a padding layer before it."
-            )
         height, width = _shape(node)[2:]
         taps = math.prod(conv.kernel_size) * height * width
         if conv.groups == 1:
@@ -258,7 +302,7 @@ class _Tracer:
 
         Where that cannot be (fewer outputs than inputs, a group across a concatenation), neither side is pruned.
         """
-        flows = self._input_on(node, 1)
+        flows = self.variables.roots(self._input_on(node, 1))
         group = conv.in_channels // conv.groups
         if conv.out_channels % conv.in_channels or any(self.variables.entries(flow) % group for flow in flows):
             self.variables.pin(flows)
@@ -287,10 +331,10 @@ class _Tracer:
     def _layernorm(self, node: fx.Node, module: nn.LayerNorm) -> Channels:
         """Over the channels only. Derived classes are taken to find these wherever they lie."""
         channels, shape = self._input(node), _shape(node)
+        if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+            channels = Channels(self._input_on(node, len(shape) - 1), len(shape) - 1)
         if tuple(module.normalized_shape) != (shape[channels.axis],):
-            raise self._error(node, f"is a {type(module).__name__} over {tuple(module.normalized_shape)}", ADVICE)
-        if type(module) is nn.LayerNorm:
-            self._input_on(node, len(shape) - 1)
+            raise _Unfollowed(f"is a {type(module).__name__} over {tuple(module.normalized_shape)}")
         if not module.elementwise_affine:
             self.variables.pin(channels.flows)  # nothing would say what is left of them
         for tensor, _ in module.named_parameters():
@@ -302,36 +346,45 @@ class _Tracer:
 
     def _pool(self, node: fx.Node, module: nn.Module | None) -> Channels:
         channels = self._input(node)
-        if channels.axis != 1 or _shape(node)[1] != _shape(self._source(node))[1]:
+        if channels.axis != 1:
+            raise _Unfollowed(f"takes axis 1 for the channels, which lie on axis {channels.axis}")
+        if _shape(node)[1] != _shape(self._source(node))[1]:
             raise _Unfollowed("changes the number of channels")
         return channels
 
     def _prelu(self, node: fx.Node, prelu: nn.PReLU) -> Channels:
-        channels = self._input(node)
-        if prelu.num_parameters > 1:
-            self.tensors[f"{node.target}.weight"] = (self._input_on(node, 1),)
-        else:
+        if prelu.num_parameters == 1:
             self.tensors[f"{node.target}.weight"] = (1,)
-        return channels
+            return self._input(node)
+        flows = self._input_on(node, 1)
+        self.tensors[f"{node.target}.weight"] = (flows,)
+        return Channels(flows)
 
     def _join(self, node: fx.Node, module: nn.Module | None) -> Channels:
-        """Stretch by stretch; tensors whose stretches do not match keep all their channels."""
+        """Stretch by stretch."""
         rank = len(_shape(node))
         operands = [source for source in node.all_input_nodes if source in self.channels]
-        if not operands:
-            raise self._bare(node)
         if any(len(_shape(source)) != rank for source in operands):
             raise _Unfollowed("combines tensors of different ranks")
-        axis = self._input(node).axis
-        if any(self.channels[source].axis != axis for source in operands):
-            raise _Unfollowed("combines tensors whose channels lie on different axes")
-        joined = [self.channels[source].flows for source in operands if _shape(source)[axis] == _shape(node)[axis]]
+        axis = self._common_axis(operands)
+        flows = {source: self._on(node, source, axis) for source in operands}
+        joined = [flows[source] for source in operands if _shape(source)[axis] == _shape(node)[axis]]
         if not joined:
-            raise self._bare(node)
-        for bare in (source for source in node.all_input_nodes if source.op == "get_attr"):
+            raise _Unfollowed("is wider than what it computes with")
+        for bare in (source for source in node.all_input_nodes if source.op == "get_attr" and source not in self.channels):
             self._line_up(bare, joined[0], axis - rank)
-        self._join_flows(joined)
-        return Channels(joined[0], axis)
+        return Channels(self._joined(joined), axis)
+
+    def _common_axis(self, operands: Sequence[fx.Node]) -> int:
+        """On which they carry their channels: the first of them that may be pruned."""
+        free = [source for source in operands if not self.variables.all_fixed(self.channels[source].flows)]
+        return self.channels[(free or operands)[0]].axis
+
+    def _joined(self, flows: Sequence[Flows]) -> Flows:
+        """All of them as one."""
+        for other in flows[1:]:
+            self.variables.join(flows[0], other)
+        return flows[0]
 
     def _line_up(self, bare: fx.Node, flows: Flows, axis: int) -> None:
         """A bare parameter has the channels of what it is combined with where it has an entry for each, on its `axis` (below
@@ -344,27 +397,41 @@ class _Tracer:
         sizes: list[Flows | int] = list(shape)
         if wide:
             sizes[axis] = flows
-        if self.tensors.setdefault(name, tuple(sizes)) != tuple(sizes):
-            raise self._error(bare, "uses a bare parameter for other channels than before", "Put it into a layer.")
-
-    def _join_flows(self, joined: Sequence[Flows]) -> None:
-        first, *others = joined
-        for other in others:
-            if self._layout(first) == self._layout(other):
-                for a, b in zip(first, other, strict=True):
-                    self.variables.join(a.variable, b.variable)
-            else:
-                self.variables.pin(first + other)
-
-    def _layout(self, flows: Flows) -> list[tuple[int, int]]:
-        return [(self.variables.size[flow.variable], flow.per_channel) for flow in flows]
+        if self.tensors.setdefault(name, tuple(sizes)) != tuple(sizes):  # used elsewhere, with other channels
+            self._kept_bare(bare)
+            self.variables.pin(flows)
 
     def _concatenate(self, node: fx.Node, module: nn.Module | None) -> Channels:
         dim = (_argument(node, 1, "dim") or 0) % len(_shape(node))
         tensors = _argument(node, 0, "tensors")
-        if any(self.channels[tensor].axis != dim for tensor in tensors):
-            raise _Unfollowed(f"concatenates along axis {dim}")
-        return Channels(tuple(flow for tensor in tensors for flow in self.channels[tensor].flows), dim)
+        axis = self._common_axis(tensors)
+        flows = [self._on(node, tensor, axis) for tensor in tensors]
+        if dim == axis:
+            return Channels(tuple(flow for one in flows for flow in one), axis)
+        return Channels(self._joined(flows), axis)
+
+    def _split(self, node: fx.Node, module: nn.Module | None) -> Channels:
+        """Into equal parts, which shrink alike from then on: so they stay equal, whatever way of splitting was used."""
+        source, sizes = self._source(node), [tuple(part.shape) for part in node.meta["tensor_meta"]]
+        dim = (_argument(node, 2, "dim") or 0) % len(_shape(source))
+        if len(set(sizes)) > 1:
+            raise _Unfollowed("splits into unequal parts")
+        self.parts[node] = self._equal_part(node, len(sizes), dim)
+        self._rewrite(node, torch.chunk, len(sizes), dim)
+        return Channels(())
+
+    def _glu(self, node: fx.Node, module: nn.Module | None) -> Channels:
+        dim: Any = _argument(node, 1, "dim") if module is None else module.dim
+        return self._equal_part(node, 2, (-1 if dim is None else dim) % len(_shape(node)))
+
+    def _equal_part(self, node: fx.Node, count: int, dim: int) -> Channels:
+        channels = self._input(node)
+        if dim != channels.axis:
+            return channels
+        part = self.variables.equal_parts(channels.flows, count)
+        if part is None:
+            raise _Unfollowed("splits in the middle of a channel")
+        return Channels(part, dim)
 
     def _reduce(self, node: fx.Node, module: nn.Module | None) -> Channels:
         channels, rank = self._input(node), len(_shape(self._source(node)))
@@ -427,13 +494,13 @@ class _Tracer:
         times = after[1] // before[1]
         return Channels(tuple(Flow(flow.variable, flow.per_channel * times) for flow in channels.flows))
 
-    def _rewrite(self, node: fx.Node, function: Callable[..., Any], argument: Any) -> None:
+    def _rewrite(self, node: fx.Node, function: Callable[..., Any], *arguments: Any) -> None:
         """`x.view(-1, 1280)` states a size that pruning changes; `function` does the same without."""
         source = self._source(node)
-        node.op, node.target, node.args, node.kwargs = "call_function", function, (source, argument), {}
+        node.op, node.target, node.args, node.kwargs = "call_function", function, (source, *arguments), {}
 
     def _new(self, node: fx.Node, size: int) -> Flows:
-        return (Flow(self.variables.new(size, str(node.target))),)
+        return (self.variables.new(size, str(node.target)),)
 
     def _layer(
         self,
@@ -460,15 +527,18 @@ class _Tracer:
         return self.channels[self._source(node)]
 
     def _input_on(self, node: fx.Node, axis: int) -> Flows:
-        """The input's channels, which must lie on that axis."""
-        channels = self._input(node)
-        if channels.axis != axis:
-            what = f"takes axis {axis} of its input for the channels, which lie on axis {channels.axis}"
-            raise self._error(node, what, "Permute it first, or flatten it.")
-        return channels.flows
+        return self._on(node, self._source(node), axis)
 
-    def _bare(self, node: fx.Node) -> TraceError:
-        return self._error(node, "uses a bare parameter or buffer other than as a summand or factor", "Put it into a layer.")
+    def _on(self, node: fx.Node, source: fx.Node, axis: int) -> Flows:
+        """What `node` finds along that axis of an input: its channels; or where others are its channels, these are kept, and
+        so is what it finds."""
+        channels = self.channels[source]
+        if channels.axis == axis:
+            return channels.flows
+        if not self.variables.all_fixed(channels.flows):
+            self.variables.pin(channels.flows)
+            self.unfollowed.append(f"{self._owner(node)} works along axis {axis}, not along the channels")
+        return (self.variables.new(_shape(source)[axis], source.name, fixed=True),)
 
     def _error(self, node: fx.Node, what: str, advice: str) -> TraceError:
         return TraceError(f"{self.name}: {self._owner(node)} {what}. {advice}")

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latency import axis
+
 CAPACITY = 16
 """Gradients that are kept before they are settled."""
 
@@ -28,7 +30,8 @@ MOST_IN_A_STEP = 4
 BLOCK = 16_384
 """Weights settled at a time on a CPU: their values and momentum stay in the cache. A GPU takes all at once."""
 
-Kept = tuple[Any, ...] | None
+Kept = axis.Kept | None
+"""What is kept of a weight [out, in, kh, kw]; None: all of it."""
 
 
 class Bank(nn.Module):
@@ -49,7 +52,7 @@ class Bank(nn.Module):
 
     def product(self, code: Tensor, kept: Kept) -> Tensor:
         """The bank's values times `code` [hidden], cropped to kept[0] × kept[1]: [o, i, area]. Remembers its gradient."""
-        result: Tensor = _Product.apply(code, self, (slice(None),) if kept is None else kept[:2])
+        result: Tensor = _Product.apply(code, self, (slice(None),) if kept is None else axis.mesh(kept[:2]))
         return result
 
     @torch.no_grad()

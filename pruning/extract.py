@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from latency.axis import mesh
 from latency.network import Network
 
 
@@ -61,7 +62,7 @@ def in_own_class(module: nn.Module, structure: nn.Module, input_shape: tuple[int
 
 def _cropped(network: Network, name: str, tensor: Tensor, widths: Any) -> Tensor:
     full = tuple(axis.size for axis in network.tensors[name])
-    return tensor[network.kept(name, widths)] if tuple(tensor.shape) == full else tensor
+    return tensor[mesh(network.kept(name, widths))] if tuple(tensor.shape) == full else tensor
 
 
 def bare_names(module: fx.GraphModule) -> list[str]:
@@ -69,10 +70,17 @@ def bare_names(module: fx.GraphModule) -> list[str]:
     return [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
 
 
-def over_channels(norm: nn.LayerNorm, channels: int) -> nn.LayerNorm:
-    """`norm` for so many channels, still with its own parameters."""
+def grouped(convolution: nn.Conv2d, groups: int) -> nn.Conv2d:
+    """`convolution` in so many groups, still with its own parameters."""
+    narrowed = copy.copy(convolution)
+    narrowed.groups = groups
+    return narrowed
+
+
+def normalising(norm: nn.LayerNorm, shape: tuple[int, ...]) -> nn.LayerNorm:
+    """`norm` over this shape, still with its own parameters."""
     narrowed = copy.copy(norm)
-    narrowed.normalized_shape = (channels,)
+    narrowed.normalized_shape = shape
     return narrowed
 
 
@@ -81,8 +89,9 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
     if isinstance(module, nn.Conv2d):
         outputs, per_group = network.kept_shape(f"{name}.weight", widths)[:2]
         groups = max(1, module.groups * outputs // module.out_channels)
-        rest: Any = (module.kernel_size, module.stride, module.padding, module.dilation, groups, module.bias is not None)
-        return nn.Conv2d(per_group * groups, outputs, *rest)
+        shape: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
+        rest: Any = (groups, module.bias is not None, module.padding_mode)
+        return nn.Conv2d(per_group * groups, outputs, *shape, *rest)
     if isinstance(module, nn.Linear):
         outputs, inputs = network.kept_shape(f"{name}.weight", widths)
         return nn.Linear(inputs, outputs, module.bias is not None)
@@ -93,7 +102,7 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
         channels = next(kept, module.num_features)
         return type(module)(channels, module.eps, module.momentum, module.affine, module.track_running_stats)
     if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-        narrowed = copy.deepcopy(over_channels(module, *network.kept_shape(f"{name}.weight", widths)))
+        narrowed = copy.deepcopy(normalising(module, network.kept_shape(f"{name}.weight", widths)))
         for tensor, parameter in module.named_parameters():
             setattr(narrowed, tensor, _sliced(network, f"{name}.{tensor}", parameter, widths))
         return narrowed

@@ -9,21 +9,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.bank import Bank
+from latency.axis import mesh
+from pruning.bank import Bank, Kept
 from pruning.initialise import he_deviation
 
 HIDDEN = 32
 """Width of the generators' hidden layer (official code: 32 for MobileNetV1 and ResNet-50, 64 for MobileNetV2's blocks)."""
 
 RANK = 4
-
-Kept = tuple[slice | np.ndarray, ...] | None
-"""What is kept of a weight [out, in, kh, kw]; None: all of it."""
 
 
 class FullGenerator(nn.Module):
@@ -97,7 +94,7 @@ def crop(parameter: Tensor, kept: Kept) -> Tensor:
 
     Autograd would make a gradient of full size for every step, which costs more than a small network itself.
     """
-    cropped: Tensor = parameter if kept is None else _Crop.apply(parameter, kept)
+    cropped: Tensor = parameter if kept is None else _Crop.apply(parameter, mesh(kept))
     return cropped
 
 

@@ -89,7 +89,7 @@ def folded(structure: nn.Module) -> nn.Module:
 
 
 def _has_norms(network: Network) -> bool:
-    norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm
+    norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d | nn.GroupNorm | nn.LayerNorm
     return any(isinstance(module, norms) for module in network.module.modules())
 
 

@@ -18,8 +18,9 @@ from torch.func import functional_call
 
 from latency.axis import AnyAxis
 from latency.network import Network
-from pruning.extract import extract, over_channels
-from pruning.generators import GENERATORS, HIDDEN, FullGenerator, Kept, LowRankGenerator, crop
+from pruning.bank import Kept
+from pruning.extract import extract, grouped, normalising
+from pruning.generators import GENERATORS, HIDDEN, FullGenerator, LowRankGenerator, crop
 
 
 class PruningNet(nn.Module):
@@ -144,7 +145,9 @@ class _Structure(fx.Interpreter):
             if _is_pointwise(module):  # a plain product: oneDNN and cuDNN would plan it anew for widths not seen before
                 return F.linear(args[0].movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
             groups = max(1, module.groups * len(weight) // module.out_channels)
-            return F.conv2d(args[0], weight, bias, module.stride, module.padding, module.dilation, groups)
+            if module.padding_mode == "zeros":
+                return F.conv2d(args[0], weight, bias, module.stride, module.padding, module.dilation, groups)
+            module = grouped(module, groups)
         if isinstance(module, nn.Linear):
             assert weight is not None
             return F.linear(args[0], weight, bias)
@@ -154,9 +157,9 @@ class _Structure(fx.Interpreter):
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=module.eps)
         if isinstance(module, nn.LayerNorm) and weight is not None:
-            own = {name: self.weights[f"{target}.{name}"] for name, _ in module.named_parameters()}
-            return functional_call(over_channels(module, len(weight)), own, args, kwargs)
-        return super().call_module(target, args, kwargs)
+            module = normalising(module, tuple(weight.shape))
+        own = {name: self.weights[f"{target}.{name}"] for name, _ in module.named_parameters()}
+        return functional_call(module, own, args, kwargs)
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         weight = self.weights.get(target)

@@ -113,3 +113,46 @@ def tiny_convnext(num_classes: int = 10) -> nn.Module:
         if name.endswith("layer_scale"):
             nn.init.uniform_(parameter, 0.5, 1.5)
     return module
+
+
+class Halves(nn.Module):
+    """Halves that go different ways (YOLO's C2f), a convolution cut by what it is added to, GLU, attention, a GroupNorm."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem, self.enter = nn.Sequential(*conv_bn(3, 16, 3, 2), nn.ReLU()), conv_bn(16, 24)
+        self.inside, self.leave = nn.ModuleList(conv_bn(12, 12, 3) for _ in range(2)), conv_bn(48, 16)
+        self.left, self.right, self.whole = conv_bn(16, 10), conv_bn(16, 6), conv_bn(16, 16, 3)
+        self.gates = nn.Linear(16, 16)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.last = nn.Sequential(nn.Conv2d(8, 12, 3, padding=1, padding_mode="circular"), nn.GroupNorm(3, 12), nn.ReLU())
+        self.classifier = nn.Linear(12, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.enter(self.stem(x)).relu().chunk(2, 1))
+        parts.extend(layer(parts[-1]).relu() for layer in self.inside)
+        x = F.max_pool2d(self.leave(cat(parts, 1)), 4)
+        x = cat([self.left(x), self.right(x)], 1)
+        tokens = F.glu(self.gates((x + self.whole(x)).flatten(2).transpose(1, 2)))
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        x = self.last(tokens.transpose(1, 2).reshape(-1, 8, x.size(2), x.size(3)))
+        return self.classifier(x.mean((2, 3)))
+
+
+def halves(num_classes: int = 10) -> nn.Module:
+    return Halves(num_classes)
+
+
+class Twice(nn.Module):
+    """One convolution, called twice: it cannot be traced."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem, self.shared, self.classifier = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.shared(self.shared(self.stem(x))).mean((2, 3)))
+
+
+def twice(num_classes: int = 10) -> nn.Module:
+    return Twice(num_classes)

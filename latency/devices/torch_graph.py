@@ -86,6 +86,17 @@ def _conv(
     return convolution(x, weight, bias, strides or [1] * rank, padding, dilations or [1] * rank, group)
 
 
+def _convtranspose(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, strides: Ints | None = None, pads: Ints | None = None,
+    output_padding: Ints | None = None, dilations: Ints | None = None, group: int = 1, **_: Any,
+) -> Tensor:  # fmt: skip
+    rank = weight.dim() - 2
+    ones, none = [1] * rank, [0] * rank
+    convolution: Callable[..., Tensor] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+    padding, more = list((pads or none)[:rank]), output_padding or none
+    return convolution(x, weight, bias, strides or ones, padding, more, group, dilations or ones)
+
+
 def _padded(x: Tensor, pads: Ints | None, rank: int, value: float = 0.0) -> tuple[Tensor, Ints]:
     """The padding that torch's operation applies itself, after what is not symmetric has been added here."""
     pads = pads or [0] * (2 * rank)
@@ -133,6 +144,10 @@ def _layernorm(
     x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5, **_: Any
 ) -> Tensor:
     return F.layer_norm(x, x.shape[axis:], scale, bias, epsilon)
+
+
+def _instancenorm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+    return F.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 
 
 def _clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
@@ -240,7 +255,7 @@ def _same(x: Tensor, *_: Any, **__: Any) -> Tensor:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "Conv": _conv, "Gemm": _gemm, "MatMul": torch.matmul, "BatchNormalization": _batchnorm,
-    "LayerNormalization": _layernorm,
+    "LayerNormalization": _layernorm, "InstanceNormalization": _instancenorm, "ConvTranspose": _convtranspose,
     "MaxPool": _maxpool, "AveragePool": _averagepool, "GlobalAveragePool": _globalpool, "ReduceMean": _mean,
     "Relu": F.relu, "Clip": _clip, "LeakyRelu": _leakyrelu, "Elu": _elu, "Gelu": _gelu, "PRelu": _prelu,
     "Sigmoid": torch.sigmoid, "HardSigmoid": _hardsigmoid, "HardSwish": F.hardswish, "Tanh": torch.tanh,

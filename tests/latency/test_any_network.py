@@ -121,6 +121,48 @@ class Viewed(Step):
         return torch.cat(x.chunk(2, 1), 1)
 
 
+class Halved(Step):
+    """A half of the channels goes through more layers than the other, as in YOLO's and CSPNet's blocks."""
+
+    def __init__(self, channels: int, half: int, how: int) -> None:
+        super().__init__(half if how > 3 else 3 * half)
+        self.wide, self.narrow = nn.Conv2d(channels, 2 * half, 1), nn.Conv2d(half, half, 3, padding=1)
+        self.half, self.how = half, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(x)
+        if self.how == 5:
+            return self.narrow(F.glu(x, 1))
+        if self.how == 4:
+            a, b = x.permute(0, 2, 3, 1).chunk(2, -1)
+            return (a * b.sigmoid()).permute(0, 3, 1, 2)
+        parts = [x.chunk(2, 1), torch.split(x, self.half, 1), x.split([self.half, self.half], dim=1), x.tensor_split(2, 1)]
+        a, b = parts[self.how]
+        return torch.cat([a, b, b + self.narrow(b)], 1)
+
+
+class Kept(Step):
+    """Layers that keep their channels, whatever they do."""
+
+    def __init__(self, channels: int, how: int) -> None:
+        super().__init__(channels)
+        self.before, self.after, self.how = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1), how
+        kinds = (
+            lambda: nn.GroupNorm(2, 4), lambda: nn.InstanceNorm2d(4, affine=True), lambda: nn.LayerNorm((4, 8, 8)),
+            lambda: nn.ConvTranspose2d(4, 4, 3, padding=1), lambda: nn.Linear(8, 8),
+            lambda: nn.MultiheadAttention(4, 2, batch_first=True),
+        )  # fmt: skip
+        self.layer = kinds[how]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(self.before(x), (0, 8, 0, 8))[..., :8, :8]
+        if self.how < 5:
+            return self.after(self.layer(y))
+        tokens = y.flatten(2).transpose(1, 2)
+        tokens = tokens + self.layer(tokens, tokens, tokens, need_weights=False)[0]
+        return self.after(tokens.transpose(1, 2).reshape(-1, 4, 8, 8))
+
+
 few, choice = st.sampled_from([2, 4, 6]), st.integers(0, 5)
 STEPS = st.one_of(
     st.tuples(st.just(Convolved), st.tuples(few, st.sampled_from([1, 3]), st.booleans())),
@@ -131,6 +173,8 @@ STEPS = st.one_of(
     st.tuples(st.just(Gated), st.tuples(few, st.integers(0, 2))),
     st.tuples(st.just(Mixed), st.tuples(few, st.booleans())),
     st.tuples(st.just(Viewed), st.tuples(choice)),
+    st.tuples(st.just(Halved), st.tuples(few, choice)),
+    st.tuples(st.just(Kept), st.tuples(choice)),
 )
 
 

@@ -3,11 +3,12 @@
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latency.axis import Axis
-from latency.pairwise import PairwiseCost, Term
+from latency.axis import Axis, concatenated
+from latency.pairwise import PairwiseCost, Term, linear_terms
 
 
 @st.composite
@@ -95,6 +96,25 @@ def test_tabulate_evaluates_terms_on_the_grid_of_their_genes() -> None:
     for x, y in itertools.product(*choices):
         expected = x * y + (7 + 2 * y) + x * x + 4
         assert cost.at(cost.indices(np.array([[x, y]])))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "dense"),
+    [
+        ((0, 1, 2), (3,), True), ((0, 1, 2), (3, 3), True), ((0, 1, 2), (0, 1, 2), False), ((0, 1, 2), (0, 1, 2), True),
+        ((0,), (1, 2), True), ((0, 1), (2, 3), True), ((0, 1), (1, 2), True),
+    ],
+)  # fmt: skip
+def test_costs_that_are_linear_in_both_lengths_are_tabulated_exactly(inputs, outputs, dense: bool) -> None:
+    choices = [(2, 4, 6), (1, 5), (3, 8), (2, 10)]
+    read, made = (concatenated([Axis(choices[gene][-1], gene) for gene in genes]) for genes in (inputs, outputs))
+
+    def cost(m, n):
+        return 3 + 2 * m + 5 * n + 7 * m * n if dense else 3 + 2 * m + 5 * n
+
+    table = PairwiseCost.tabulate(linear_terms(read, made, cost, np.array([2, 1, 3, 2]), dense=dense), choices)
+    everything = np.array(list(itertools.product(*choices)))
+    np.testing.assert_allclose(table.at(table.indices(everything)), cost(read.length(everything), made.length(everything)))
 
 
 def test_widths_and_indices_are_inverse(tiny_network, rng, random_widths) -> None:

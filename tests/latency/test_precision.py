@@ -11,7 +11,7 @@ from latency.precision import lowered, require_precision
 from pruning.networks import load
 
 
-@pytest.fixture(scope="module", params=["mobilenet_v2", "tinynet:tiny_convnext"])
+@pytest.fixture(scope="module", params=["mobilenet_v2", "tinynet:tiny_convnext", "tinynet:halves"])
 def model(request) -> bytes:
     net = latency.trace(request.getfixturevalue("awake")(load(request.param, 10), (1, 3, 32, 32)), (1, 3, 32, 32), align=8)
     return net.onnx(net.nearest_widths(0.5))
@@ -38,11 +38,13 @@ def test_in_fp16_nothing_is_left_of_float32(model: bytes) -> None:
     assert not [value for value in [*graph.input, *graph.output] if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
 
 
-def test_in_int8_every_product_reads_quantized_values_and_weights(model: bytes) -> None:
-    graph = onnx.load_from_string(lowered(model, "int8")).graph
+def test_in_int8_every_product_with_weights_reads_quantized_values_and_weights(model: bytes) -> None:
+    before, graph = onnx.load_from_string(model).graph, onnx.load_from_string(lowered(model, "int8")).graph
     maker = {node.output[0]: node.op_type for node in graph.node}
-    products = [node for node in graph.node if node.op_type in PRODUCTS]
-    assert len(products) == sum(node.op_type in PRODUCTS for node in onnx.load_from_string(model).graph.node)
+    weights = {tensor.name for tensor in before.initializer}
+    weighted = {node.output[0] for node in before.node if node.op_type in PRODUCTS and node.input[1] in weights}
+    products = [node for node in graph.node if node.output[0] in weighted]
+    assert len(products) == len(weighted) > 0
     assert all(maker[name] == "DequantizeLinear" for node in products for name in node.input[:2])
 
 

@@ -18,6 +18,7 @@ from latency.kept import KeptMeasurements
 from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
 from latency.validation import agreement, differences_summary, measured_against_predicted, one_gene_differences, summary
+from pruning.networks import load
 
 
 def cached(total: float) -> float:
@@ -163,11 +164,10 @@ def test_onnx_files_of_an_older_opset_are_predicted(predictor, nonlinear) -> Non
     assert predicted.latency_ms == pytest.approx(nonlinear.load(model).total, rel=0.4)
 
 
-def test_networks_that_concatenate_are_predicted(lawful, tmp_path, rng, random_widths) -> None:
+@pytest.mark.parametrize("name", ["tinynet:mixed", "tinynet:halves"])
+def test_networks_that_concatenate_are_predicted(name: str, lawful, tmp_path, rng, random_widths) -> None:
     """A kernel that reads a concatenation depends on more than two genes; its table is linear in them."""
-    from tinynet import Mixed
-
-    network = latency.trace(Mixed(), (1, 3, 24, 24), align=2)
+    network = latency.trace(load(name, num_classes=10), (1, 3, 24, 24), align=2)
     table = LatencyTable.open(tmp_path, lawful.fingerprint())
     predictor = LatencyPredictor(build_table(lawful, network, quick_plan(network, 80), table))
     structures = random_widths(network, rng, 50)

@@ -27,6 +27,8 @@ SIZES = {
     "resnext50_32x4d": 64,
     "shufflenet_v2_x0_5": 64,
     "tinynet:tiny_convnext": 32,
+    "tinynet:halves": 32,
+    "swin_v2_t": 64,
 }
 
 

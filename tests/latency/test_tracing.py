@@ -93,6 +93,23 @@ def test_concatenation_groups_and_what_cannot_match(rng, random_widths) -> None:
         net.macs([6, 12, 8, 10, 6])
 
 
+def test_halves_shrink_alike_and_cuts_follow_what_is_added(rng, random_widths) -> None:
+    from tinynet import Halves
+
+    net = latency.trace(Halves(), (1, 3, 32, 32), align=1)
+    assert [(gene.name, gene.max_width) for gene in net.genes] == [
+        ("stem.0", 16), ("enter.0", 12), ("inside.0.0", 12), ("inside.1.0", 12), ("leave.0", 16),
+        ("left.0", 10), ("right.0", 6),
+    ]  # fmt: skip
+    layers = {layer.name: layer for layer in net.layers}
+    assert [(part.size, part.gene) for part in layers["enter.0"].outputs.parts] == [(12, 1), (12, 1)]
+    assert [(part.size, part.gene) for part in layers["whole.0"].outputs.parts] == [(10, 5), (6, 6)]
+    assert [name.split("'")[1] for name in net.unfollowed] == ["attention", "forward()", "last.1"]
+    structures = random_widths(net, rng, 4)
+    assert net.macs(structures).tolist() == [count_macs(extract(net, widths), 32) for widths in structures]
+    assert net.params(structures).tolist() == [sum(p.numel() for p in extract(net, w).parameters()) for w in structures]
+
+
 def test_the_traced_module_is_a_copy(tiny_module, tiny_network) -> None:
     parameters = {id(p) for p in tiny_module.parameters()}
     assert not parameters & {id(p) for p in tiny_network.module.parameters()}
@@ -144,16 +161,7 @@ class Branches(nn.Module):
 @pytest.mark.parametrize(
     ("tail", "named"),
     [
-        (lambda m, x: m.norm(x), "'norm'"),
-        (lambda m, x: x * m.scale.exp(), "parameter"),
-        (lambda m, x: m.second(x * m.scale) * m.scale, "parameter for other channels"),
-        (lambda m, x: x * (1 / m.scale), "parameter"),
-        (lambda m, x: x.mean(1, keepdim=True) * m.scale, "parameter"),
-        (lambda m, x: m.over_all(x), r"LayerNorm over \(8, 16, 16\)"),
         (lambda m, x: m.second(m.second(x)), "'second'"),
-        (lambda m, x: m.circular(x), "'circular'"),
-        (lambda m, x: m.across(x), "axis 3 of its input for the channels, which lie on axis 1"),
-        (lambda m, x: m.across(nn.functional.pad(x.permute(0, 2, 3, 1), (4, 4))), "across"),
         (lambda m, x: x if x.sum() > 0 else -x, "control flow"),
         (lambda m, x: x.flatten(1) @ torch.zeros(3, 3), "does not run"),
     ],
@@ -166,14 +174,28 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
 @pytest.mark.parametrize(
     ("tail", "named"),
     [
-        (lambda m, x: torch.cat([x, m.second(x)], 2), "axis 2"),
-        (lambda m, x: m.second(torch.cat(x.chunk(2, 1)[::-1], 1)), "chunk"),
+        (lambda m, x: m.norm(x), "'3.norm' (operation '_3_norm') is a GroupNorm"),
+        (lambda m, x: x * m.scale.exp(), "scale' is no summand or factor"),
+        (lambda m, x: x * (1 / m.scale), "bare parameters alone"),
+        (lambda m, x: x.mean(1, keepdim=True) * m.scale, "reduces"),
+        (lambda m, x: m.over_all(x), "LayerNorm over (8, 16, 16)"),
+        (lambda m, x: m.across(x), "axis 3, not along the channels"),
+        (lambda m, x: m.across(F.pad(x.permute(0, 2, 3, 1), (4, 4))), "on axis 3"),
+        (lambda m, x: x[:, :, :8] + x.transpose(1, 2)[:, :8], "axis 1, not along the channels"),
+        (lambda m, x: m.second(torch.cat(x.split([3, 5], 1)[::-1], 1)), "unequal parts"),
+        (lambda m, x: m.second(torch.cat((x * 2).flatten(2).tensor_split(3, 1), 1).view(-1, 8, 16, 16)), "unequal parts"),
+        (
+            lambda m, x: m.second(
+                torch.cat(torch.cat([x.mean(3).flatten(1), x.mean((2, 3))], 1).chunk(2, 1), 1)[:, :8, None, None] * x
+            ),
+            "middle of a channel",
+        ),
         (lambda m, x: m.second(x.view(-1, 2, 4, 16, 16).transpose(1, 2).flatten(1, 2)), "reshapes"),
         (lambda m, x: x.mean(1), "reduces"),
         (lambda m, x: F.pixel_shuffle(x, 2), "pixel_shuffle"),
         (lambda m, x: m.second(x) * torch.softmax(x, 1), "softmax"),
         (lambda m, x: x.permute(0, 2, 3, 1).flatten(1), "channels on axis 3"),
-        (lambda m, x: F.max_pool2d(x.permute(0, 2, 3, 1), 1), "changes the number of channels"),
+        (lambda m, x: F.max_pool2d(x.permute(0, 2, 3, 1), 1), "which lie on axis 3"),
         (lambda m, x: x[:, :4], "getitem"),
         (lambda m, x: x[:, 2], "getitem"),
         (lambda m, x: x[:, ::2], "getitem"),
@@ -183,8 +205,7 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: x.squeeze(0), "squeezes"),
         (lambda m, x: F.pad(x, (0, 0, 0, 0, 0, 2)), "changes the number of channels"),
         (lambda m, x: m.second(x.flip(1)), "flip"),
-        (lambda m, x: torch.cat(x.chunk(2, 1), 1), "without channels"),
-        (lambda m, x: m.second(x) + x.mean(), "without channels"),
+        (lambda m, x: m.second(x) + x.mean(), "nothing that has channels"),
     ],
 )
 def test_what_cannot_be_followed_keeps_its_channels(tail, named: str) -> None:
@@ -284,10 +305,12 @@ def test_channels_are_followed_to_other_axes_and_into_bare_parameters(rng, rando
     torch.testing.assert_close(extract(net, net.max_widths, net.module.state_dict())(images), module(images))
 
 
-@pytest.mark.parametrize("name", ["swin_t", "vit_b_32", "maxvit_t"])
-def test_torchvision_networks_beyond_reach_raise(name: str) -> None:
-    with pytest.raises(latency.TraceError, match=r"layer '|cannot be traced"):
-        latency.trace(load(name, num_classes=10), (1, 3, 224, 224))
+@pytest.mark.parametrize(("name", "genes"), [("swin_t", 12), ("vit_b_32", 12), ("maxvit_t", 47)])
+def test_attention_keeps_its_channels(name: str, genes: int) -> None:
+    """What remains are the insides of perceptrons, and maxvit's convolutions."""
+    net = latency.trace(load(name, num_classes=10), (1, 3, 224, 224))
+    assert len(net.genes) == genes
+    assert net.params(net.max_widths) == sum(p.numel() for p in net.module.parameters())
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 3, 0, 32), ()])

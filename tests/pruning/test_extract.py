@@ -63,7 +63,16 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
 
 
 @pytest.mark.parametrize(
-    "name", ["tinynet:tiny", "mobilenet_v1", "resnet18", "densenet121", "shufflenet_v2_x0_5", "tinynet:tiny_convnext"]
+    "name",
+    [
+        "tinynet:tiny",
+        "mobilenet_v1",
+        "resnet18",
+        "densenet121",
+        "shufflenet_v2_x0_5",
+        "tinynet:tiny_convnext",
+        "tinynet:halves",
+    ],
 )
 def test_a_structure_in_the_users_own_class(name: str, rng, random_widths, awake) -> None:
     module = load(name, num_classes=10)

@@ -24,7 +24,8 @@ def pruningnet(net: latency.Network, generator: str = "full", hidden: int = 2) -
         ("tinynet:tiny", "full"), ("tinynet:tiny", "low-rank"), ("tinynet:tiny", "shared"), ("tinynet:mixed", "full"),
         ("tinynet:mixed", "low-rank"), ("mobilenet_v2", "low-rank"), ("resnet18", "full"), ("vgg11_bn", "shared"),
         ("shufflenet_v2_x0_5", "full"), ("mobilenet_v3_small", "shared"), ("tinynet:tiny_convnext", "full"),
-        ("tinynet:tiny_convnext", "low-rank"), ("tinynet:tiny_convnext", "shared"),
+        ("tinynet:tiny_convnext", "low-rank"), ("tinynet:tiny_convnext", "shared"), ("tinynet:halves", "full"),
+        ("tinynet:halves", "low-rank"),
     ],
 )  # fmt: skip
 def test_the_generated_network_is_the_extracted_structure(name: str, generator: str, rng, random_widths) -> None:
@@ -58,9 +59,10 @@ def test_a_gpu_gets_whole_weights_where_nothing_counts_the_zeros(name: str, whol
     assert ({name: tensor.shape for name, tensor in weights.items()} == full) == whole
 
 
+@pytest.mark.parametrize("name", ["tinynet:mixed", "tinynet:halves"])
 @pytest.mark.parametrize("generator", GENERATORS)
-def test_zeros_in_place_of_what_is_pruned_teach_the_same(generator: str, rng, random_widths) -> None:
-    net = latency.trace(load("tinynet:mixed", num_classes=10), (1, 3, 32, 32))
+def test_zeros_in_place_of_what_is_pruned_teach_the_same(generator: str, name: str, rng, random_widths) -> None:
+    net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=1)
     images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
     (widths,) = random_widths(net, rng, 1)
     torch.manual_seed(0)
