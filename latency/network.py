@@ -99,8 +99,14 @@ class Network:
 
     @cached_property
     def signature(self) -> str:
-        """Twelve hex digits that differ whenever layers, genes or input differ, whatever the name."""
+        """Twelve hex digits that differ whenever layers, other parameters that are not pruned, genes or input differ, whatever
+        the name."""
         facts = repr((self.input_shape, self.layers, [(gene.name, gene.max_width) for gene in self.genes]))
+        layers = {layer.name for layer in self.layers}
+        for name in self.parameter_names:
+            axes = self.tensors[name]
+            if name.rpartition(".")[0] not in layers and not any(axis.genes for axis in axes):
+                facts += repr((name, [axis.size for axis in axes]))
         return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
     def __repr__(self) -> str:

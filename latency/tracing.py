@@ -205,9 +205,12 @@ class _Tracer:
         return self.parts.get(node.all_input_nodes[0]) if picks else None
 
     def _pin_inputs(self, node: fx.Node) -> None:
-        for source in node.all_input_nodes:
-            for channels in (self.channels.get(source), self.parts.get(source)):
-                self.variables.pin(channels.flows if channels else ())
+        for flows in self._flows_into(node):
+            self.variables.pin(flows)
+
+    def _flows_into(self, node: fx.Node) -> list[Flows]:
+        carried = [carriers.get(source) for source in node.all_input_nodes for carriers in (self.channels, self.parts)]
+        return [channels.flows for channels in carried if channels]
 
     def _followed(self, node: fx.Node) -> Channels:
         module = self.modules[str(node.target)] if node.op == "call_module" else None
@@ -223,17 +226,26 @@ class _Tracer:
 
     def _left_alone(self, node: fx.Node, what: str) -> Channels:
         """What goes in keeps all of its channels, and so does what comes out, and all parameters keep their shapes."""
-        self._pin_inputs(node)
-        for source in node.all_input_nodes:
-            if source.op == "get_attr":
-                self._kept_bare(source)
+        lost = not all(map(self.variables.all_fixed, self._flows_into(node)))
+        for flows in self._flows_into(node):
+            self.variables.pin(flows)
+        if self._parameters_kept(node) or lost:
+            self.unfollowed.append(f"{self._owner(node)} {what}")
         if self.constants.issuperset(source for source in node.all_input_nodes if source in self.channels):
             self.constants.add(node)
-        if node.op == "call_module":
-            self._keep_tensors(self.modules[str(node.target)], f"{node.target}.")
-        if node.target is not operator.getitem or _shape(node.all_input_nodes[0]) != ():  # said of what it is taken from
-            self.unfollowed.append(f"{self._owner(node)} {what}")
         return self._fixed(node)
+
+    def _parameters_kept(self, node: fx.Node) -> bool:
+        """Whether the node has or reads any; they keep their shapes."""
+        bare = [source for source in node.all_input_nodes if source.op == "get_attr"]
+        for source in bare:
+            self._kept_bare(source)
+        if node.op != "call_module":
+            return bool(bare)
+        layer, prefix = self.modules[str(node.target)], str(node.target)
+        own = [*layer.named_parameters(prefix), *layer.named_buffers(prefix)]
+        self.tensors.update({name: tuple(tensor.shape) for name, tensor in own})
+        return bool(own)
 
     def _fixed(self, node: fx.Node) -> Channels:
         shape = _shape(node)
@@ -248,10 +260,6 @@ class _Tracer:
             self.tensors.setdefault(name, _shape(node))
         self.constants.add(node)
         return self._fixed(node)
-
-    def _keep_tensors(self, module: nn.Module, prefix: str) -> None:
-        for name, tensor in (*module.named_parameters(prefix[:-1]), *module.named_buffers(prefix[:-1])):
-            self.tensors[name] = tuple(tensor.shape)
 
     def _image(self, node: fx.Node) -> None:
         if self.channels:

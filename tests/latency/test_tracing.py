@@ -104,7 +104,7 @@ def test_halves_shrink_alike_and_cuts_follow_what_is_added(rng, random_widths) -
     layers = {layer.name: layer for layer in net.layers}
     assert [(part.size, part.gene) for part in layers["enter.0"].outputs.parts] == [(12, 1), (12, 1)]
     assert [(part.size, part.gene) for part in layers["whole.0"].outputs.parts] == [(10, 5), (6, 6)]
-    assert [name.split("'")[1] for name in net.unfollowed] == ["attention", "forward()", "last.1"]
+    assert [name.split("'")[1] for name in net.unfollowed] == ["attention", "last.1"]
     structures = random_widths(net, rng, 4)
     assert net.macs(structures).tolist() == [count_macs(extract(net, widths), 32) for widths in structures]
     assert net.params(structures).tolist() == [sum(p.numel() for p in extract(net, w).parameters()) for w in structures]
@@ -136,6 +136,9 @@ def test_signature_tells_networks_apart_but_not_their_weights(tiny_network) -> N
     assert latency.trace(tiny(), (1, 3, 16, 16), name="other").signature == tiny_network.signature
     assert latency.trace(tiny(9), (1, 3, 16, 16)).signature != tiny_network.signature
     assert latency.trace(tiny(), (1, 3, 24, 24)).signature != tiny_network.signature
+    layers = [nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    kept = [nn.Sequential(layers[0], norm, *layers[1:]) for norm in (nn.GroupNorm(2, 8), nn.InstanceNorm2d(8))]
+    assert len({latency.trace(module, (1, 3, 16, 16)).signature for module in kept}) == 2
 
 
 class Branches(nn.Module):
