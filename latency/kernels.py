@@ -7,7 +7,9 @@ its activation and the addition of an already computed shortcut. A device whose 
 from __future__ import annotations
 
 import math
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -21,6 +23,9 @@ from latency.errors import MeasurementError
 
 ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu".split())
 """Activations that fuse into the operation before them; others, SiLU among them, are kernels of their own."""
+
+SAME_AS = {"globalaveragepool": "reducemean", "flatten": "reshape", "squeeze": "reshape", "unsqueeze": "reshape"}
+"""Operations that exporters write in two ways."""
 
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 
@@ -110,8 +115,36 @@ def find_kernels(model: onnx.ModelProto) -> list[PlacedKernel]:
     Raises:
         MeasurementError: when a shape is not static.
     """
+    try:
+        return _placed(model)
+    except MeasurementError:
+        folded = _folded(model)
+        if folded is None:
+            raise
+        return _placed(folded)
+
+
+def _placed(model: onnx.ModelProto) -> list[PlacedKernel]:
     shapes = _Shapes(model)
     return [_place(group, shapes) for group in _fused(model.graph)]
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The same without the shapes that its graph computes from constants, as ONNX Runtime folds them; None where it cannot."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = os.path.join(folder, "folded.onnx")
+        options.log_severity_level = 4
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception:  # of many classes, for whatever is wrong with a model from elsewhere
+            return None
+        return onnx.load(options.optimized_model_filepath)
 
 
 def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -177,9 +210,13 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
     axes: dict[str, int] = {}
     numbers, weights = whole_numbers(graph), {tensor.name for tensor in graph.initializer}
     for node in graph.node:
+        if node.op_type == "Constant":
+            continue
         axis = next((axes[name] for name in node.input if name in axes), 1)
         attributes = attributes_of(node)
-        if node.op_type == "MatMul" and node.input[1] in weights:
+        if node.op_type in OF_IMAGES:
+            axis = axes[node.input[0]] = 1
+        elif node.op_type == "MatMul" and node.input[1] in weights:
             axis = axes[node.input[0]] = len(shapes.get(node.output[0], (0, 0))) - 1
         elif node.op_type == "Transpose":
             axis = list(attributes["perm"]).index(axis)
@@ -188,7 +225,7 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
         elif node.op_type in ("Squeeze", "Unsqueeze") and len(node.input) > 1 and node.input[1] in numbers:
             longer = node.input[0] if node.op_type == "Squeeze" else node.output[0]
             axis = _moved(node.op_type, axis, numbers[node.input[1]], len(shapes.get(longer, ())))
-        elif node.op_type in OF_IMAGES | {"Reshape", "Flatten"} or not attributes.get("keepdims", 1):
+        elif node.op_type in ("Reshape", "Flatten") or not attributes.get("keepdims", 1):
             axis = 1
         for output in node.output:
             axes[output] = axis
@@ -283,7 +320,7 @@ def _place(group: list[onnx.NodeProto], shapes: _Shapes) -> PlacedKernel:
     if head.op_type == "Concat":
         cin = cout  # it reads all of its inputs
     groups = int(attributes_of(head).get("group", 1))
-    kind, epilogue = head.op_type.lower(), group[1:]
+    kind, epilogue = SAME_AS.get(head.op_type.lower(), head.op_type.lower()), group[1:]
     if _is_silu(group):
         kind, epilogue = "silu", []
     if groups > 1:

@@ -137,7 +137,7 @@ def _prices(
     scale = terms.mean(axis=0) + 1e-12
     design, target = terms / scale * weight[:, None], ms * weight
     if towards is not None:
-        pull = TOWARDS_COMMON / ms.mean()
+        pull = TOWARDS_COMMON / max(ms.mean(), RESOLUTION_MS / 1000)
         design = np.vstack([design, pull * np.eye(TERMS)])
         target = np.concatenate([target, pull * towards * scale])
     prices, error = nnls(design, target)

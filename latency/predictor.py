@@ -45,7 +45,8 @@ DIRECT_ROWS = 200_000
 class Prediction:
     """Milliseconds per batch. `kernels` has a row for each kernel: kernel, ms, source.
 
-    `source` is "measured" (this very kernel), "regressed" (others of its operation), or "guessed" (nothing like it).
+    `source` is "measured" (this very kernel), "regressed" (others of the same operation and window), or "guessed" (only others
+    of another window or group size, or with `on_missing="warn"` other operations).
     """
 
     latency_ms: float

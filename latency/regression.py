@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,9 @@ class KernelRegressor:
         unseen_ms: for each fitted row its ms as if that row had not been seen.
     """
 
+    GUESS_ROWS = 1000
+    """Kernels, drawn at random, from which it is learnt what guesses are worth; half a second, when the first is made."""
+
     PRIOR_ROWS = 2
     """The regression counts as much as this many measured rows of the very kernel."""
 
@@ -179,6 +182,8 @@ class KernelRegressor:
         needed, own = np.unique(groups.ngroup().to_numpy()[fitted], return_inverse=True)
         distinct = distinct.iloc[needed]
         kernels, ms, count = Kernels.of(distinct), distinct["ms"].to_numpy(), distinct["rows"].to_numpy()
+        self._guessed_from = (kernels, ms, count)
+        self._worth: dict[tuple[bool, str], float] = {}
         self._kinds: dict[bool, Level] = {}
         self._families: dict[str, Level] = {}
         unseen = np.zeros(len(ms))
@@ -196,11 +201,15 @@ class KernelRegressor:
         self.unseen_ms = (sum_of_others + self.PRIOR_ROWS * unseen[own]) / (others + self.PRIOR_ROWS)
 
     def covers(self, kernel_type: str) -> bool:
-        """Whether its operation has been measured, with whatever epilogue."""
-        return family_of(kernel_type) in self._families
+        """Whether its operation has been measured, with whatever window, groups and epilogue."""
+        return operation_of(kernel_type) in self._operations
+
+    @cached_property
+    def _operations(self) -> frozenset[str]:
+        return frozenset(map(operation_of, self._families))
 
     def predict(self, kernels: Kernels) -> np.ndarray:
-        """float64[N] milliseconds; from their kind alone where a type is not covered."""
+        """float64[N] milliseconds; a guess from other operations of its kind where a family was not measured."""
         regressed = np.zeros(len(kernels.types))
         for level, index in self._by_level(kernels):
             regressed[index] = level.predict(kernels.take(index))
@@ -213,7 +222,42 @@ class KernelRegressor:
         result = np.zeros(len(kernels.types))
         for level, index in self._by_level(kernels):
             result[index] = level.deviation(kernels.take(index))
+        for family, index in _groups([family_of(one) for one in kernels.types]).items():
+            if family not in self._families:
+                result[index] = np.hypot(result[index], self._guess_deviation(family))
         return result
+
+    def _guess_deviation(self, family: str) -> float:
+        """How wrong a guess of a family that was not measured is as a whole: as those that were, when each is left out.
+
+        That is of the families of its operation, where there are enough of them, else of all operations of its kind.
+        """
+        operation = operation_of(family)
+        siblings = sum(operation_of(one) == operation for one in self._families)
+        among = operation if siblings > 2 else ""
+        key = (_is_product(family), among)
+        if key not in self._worth:
+            self._worth[key] = self._left_out(*key)
+        return self._worth[key]
+
+    def _left_out(self, product: bool, among: str) -> float:
+        """Root mean square error of the logarithm of what each group's kernels cost together, predicted from all others: groups
+        are the families of operation `among`, or where it is empty operations."""
+        kernels, ms, count = self._guessed_from
+        mine = np.flatnonzero([_is_product(one) == product for one in kernels.types])
+        mine = np.random.default_rng(0).permutation(mine)[: self.GUESS_ROWS]
+        group_of = family_of if among else operation_of
+        groups = _groups([group_of(one) if not among or operation_of(one) == among else "" for one in kernels.types[mine]])
+        errors = []
+        for left_out in (mine[members] for group, members in groups.items() if group):
+            others = np.setdiff1d(mine, left_out)
+            if not len(others) or not ms[left_out].any():
+                continue
+            known = kernels.take(others)
+            physics = Physics(known, ms[others], count[others])
+            level = Level(physics, _by_operation(known.types), known, ms[others], count[others])
+            errors.append(np.log(level.predict(kernels.take(left_out)).sum() / ms[left_out].sum()))
+        return float(np.sqrt(np.mean(np.square(errors)))) if errors else 1.0
 
     def _by_level(self, kernels: Kernels) -> Iterator[tuple[Level, np.ndarray]]:
         for family, index in _groups([family_of(one) for one in kernels.types]).items():
@@ -223,11 +267,11 @@ class KernelRegressor:
         """Where its milliseconds come from: "measured", "regressed" or "guessed"."""
         if astuple(kernel) in self._measured:
             return "measured"
-        return "regressed" if self.covers(kernel.type) else "guessed"
+        return "regressed" if family_of(kernel.type) in self._families else "guessed"
 
     @property
     def types(self) -> list[str]:
-        """Operations that have been measured."""
+        """Families that have been measured."""
         return sorted(self._families)
 
 

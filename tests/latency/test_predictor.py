@@ -2,19 +2,23 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import latency
 from latency.build import build_table
 from latency.calibration import MonotoneLink
 from latency.coverage import quick_plan
 from latency.kept import KeptMeasurements
+from latency.kernels import find_kernels
 from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
 from latency.validation import agreement, differences_summary, measured_against_predicted, one_gene_differences, summary
@@ -104,15 +108,17 @@ def test_widths_off_the_choices_are_predicted_too(predictor, tiny_network) -> No
 
 
 def test_a_kernel_nothing_covers_raises_instead_of_costing_nothing(predictor) -> None:
-    from torch import nn
-
-    module = nn.Sequential(nn.Conv2d(3, 8, 7, stride=3), nn.Flatten(), nn.Linear(8 * 16, 4))
-    with pytest.raises(latency.PredictionError, match="conv7x7s3"):
-        predictor.predict(module, input_shape=(1, 3, 18, 18))
-    network = latency.trace(module, (1, 3, 18, 18))
+    with pytest.raises(latency.PredictionError, match="no kernel of type softmax"):
+        predictor.predict(unlike(), input_shape=(1, 3, 18, 18))
+    network = latency.trace(unlike(), (1, 3, 18, 18))
     for how in (predictor.predict_widths, predictor.predict_band, predictor.deviation):
-        with pytest.raises(latency.PredictionError, match="conv7x7s3"):
+        with pytest.raises(latency.PredictionError, match="softmax"):
             how(network, network.max_widths)
+
+
+def unlike() -> nn.Module:
+    """A window and an operation that no table of the tiny network holds."""
+    return nn.Sequential(nn.Conv2d(3, 8, 7, stride=3), nn.Softmax(1), nn.Flatten(), nn.Linear(8 * 16, 4))
 
 
 def test_a_changed_graph_is_no_longer_that_network(predictor, tiny_network) -> None:
@@ -128,17 +134,43 @@ def test_a_changed_graph_is_no_longer_that_network(predictor, tiny_network) -> N
 
 
 def test_a_guess_says_that_it_is_one(predictor) -> None:
-    from torch import nn
-
-    module = nn.Sequential(nn.Conv2d(3, 8, 7, stride=3), nn.Flatten(), nn.Linear(8 * 16, 4))
-    with pytest.warns(UserWarning, match="conv7x7s3"):
-        guess = predictor.predict(module, input_shape=(1, 3, 18, 18), on_missing="warn")
-    assert guess.kernels["source"].tolist()[0] == "guessed"
+    with pytest.warns(UserWarning, match="softmax"):
+        guess = predictor.predict(unlike(), input_shape=(1, 3, 18, 18), on_missing="warn")
+    assert guess.kernels["source"].tolist()[:2] == ["guessed", "guessed"]
     assert (guess.kernels["ms"] > 0).all()
     near = predictor.predict(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Flatten(), nn.Linear(8 * 81, 4)), (1, 3, 18, 18))
     assert guess.high_ms / guess.low_ms > near.high_ms / near.low_ms
     with pytest.raises(latency.PredictionError, match="'raise' or 'warn'"):
-        predictor.predict(module, input_shape=(1, 3, 18, 18), on_missing="ignore")
+        predictor.predict(unlike(), input_shape=(1, 3, 18, 18), on_missing="ignore")
+
+
+def test_another_window_of_a_known_operation_is_a_guess_too(predictor) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 7, stride=3), nn.Flatten(), nn.Linear(8 * 16, 4))
+    guess = predictor.predict(module, input_shape=(1, 3, 18, 18))
+    assert guess.kernels["source"].tolist()[0] == "guessed"
+    near = predictor.predict(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Flatten(), nn.Linear(8 * 81, 4)), (1, 3, 18, 18))
+    assert guess.high_ms / guess.low_ms > near.high_ms / near.low_ms
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_models_of_the_older_exporter_are_predicted(opset: int, predictor, tiny_module) -> None:
+    """It writes a global pooling and a flattening by other names, and shapes that the graph computes."""
+    import io
+
+    class Chunked(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = super().forward(x).chunk(2, 1)
+            return first + second
+
+    for module in (tiny_module, Chunked(tiny_module.stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8))):
+        written = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(module.eval(), (torch.zeros(1, 3, 16, 16),), written, dynamo=False, opset_version=opset)
+        kinds = [one.kernel.type for one in find_kernels(onnx.load_from_string(written.getvalue()))]
+        assert not {"globalaveragepool", "flatten", "shape"} & set(kinds)
+    with pytest.warns(UserWarning, match="slice"):
+        assert predictor.predict(written.getvalue(), on_missing="warn").latency_ms > 0
 
 
 def test_onnx_files_of_an_older_opset_are_predicted(predictor, nonlinear) -> None:
