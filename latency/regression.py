@@ -60,7 +60,7 @@ class Level:
         target = np.log((ms + RESOLUTION_MS) / (base + RESOLUTION_MS))
         chosen = np.random.default_rng(0).permutation(len(ms))[:MOST_ROWS]
         self._points = embed(kernels)[chosen]
-        certainty = ms[chosen] / (ms[chosen] + RESOLUTION_MS)
+        certainty = np.maximum(ms[chosen] / (ms[chosen] + RESOLUTION_MS), 1e-6)  # a runtime may leave all of them out
         self._mean = float(np.average(target[chosen], weights=certainty))
         self._variance = max(float(np.average((target[chosen] - self._mean) ** 2, weights=certainty)), NOISE**2)
         noise = (NOISE**2 + (1 - certainty) ** 2) / rows[chosen]

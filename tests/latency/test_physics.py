@@ -82,3 +82,29 @@ def test_groups_that_cost_more_than_their_multiply_adds_are_priced() -> None:
     unseen = kernels("groupconv3x3s1g8+relu", [64, 192, 384], [14, 7])
     physics = Physics(Kernels.of(seen), ms(seen), np.ones(len(seen)))
     np.testing.assert_allclose(physics.predict(Kernels.of(unseen)), ms(unseen), rtol=0.1)
+
+
+def test_what_a_runtime_leaves_out_costs_nothing(seen) -> None:
+    left_out = kernels("transpose", [32, 64], [28, 14])
+    both = pd.concat([seen.assign(ms=lawful_ms(seen)), left_out.assign(ms=0.0)], ignore_index=True)
+    regressor = KernelRegressor(both, np.ones(len(both), dtype=bool))
+    assert regressor.predict(Kernels.of(kernels("transpose", [48], [20]))) < 1e-3
+    assert np.isfinite(regressor.deviation(Kernels.of(kernels("slice", [48], [20]))))
+
+
+def test_guesses_are_worth_what_they_prove_where_the_truth_is_known() -> None:
+    """An unseen window, where windows differ in nothing but multiply-adds, and where one of them is three times as dear."""
+    windows = pd.concat([kernels(f"conv{k}x{k}s1", [32, 64, 128], [28, 14]) for k in (1, 3, 5)], ignore_index=True)
+    area = windows["type"].str.extract(r"conv(\d)")[0].astype(int).to_numpy() ** 2
+    ms = MS_A_MAC * (area * windows["cin"] * windows["cout"] * windows["out_height"] ** 2).to_numpy()
+    unseen = Kernels.of(kernels("conv7x7s1", [48, 96], [28, 14]))
+    lawful, erratic = (
+        KernelRegressor(windows.assign(ms=times), np.ones(len(ms), dtype=bool))
+        for times in (ms, np.where(area == 9, 3 * ms, ms))
+    )
+    known = Kernels.of(kernels("conv3x3s1", [48, 96], [28, 14]))
+    assert (lawful.deviation(unseen) < 0.3).all()
+    assert (erratic.deviation(unseen) > 0.7).all()
+    assert (erratic.deviation(known) < 0.3).all()
+    assert lawful.covers("conv7x7s1")
+    assert not lawful.covers("convtranspose7x7s1")
