@@ -316,7 +316,10 @@ def _place(group: list[onnx.NodeProto], shapes: _Shapes) -> PlacedKernel:
     head, tail = group[0], group[-1]
     source = next((name for name in head.input if name not in shapes.initializers), head.input[0])
     batch, cin, height, width = shapes.sizes(source)
-    _, cout, out_height, out_width = shapes.sizes(tail.output[0])
+    out_batch, cout, out_height, out_width = shapes.sizes(tail.output[0])
+    if out_batch != batch:  # what only moves data may take the batch for something else
+        entries = out_batch * cout * out_height * out_width
+        cout, out_height, out_width = cin, max(1, entries // (batch * cin)), 1
     if head.op_type == "Concat":
         cin = cout  # it reads all of its inputs
     groups = int(attributes_of(head).get("group", 1))

@@ -18,6 +18,12 @@ BLOCKS = (4, 8, 16)
 RESOLUTION_MS = 1e-3
 """Profilers count microseconds: differences far below that carry no information."""
 
+MOVES = frozenset({"reshape", "transpose"})
+"""Operations after which axis 1 may hold anything: nothing is padded to blocks of it."""
+
+PRICED_AS = {"gemm": "matmul"}
+"""Operations of one price."""
+
 GROUPS = 4
 """The column of groups: only grouped convolutions have any."""
 
@@ -44,7 +50,8 @@ def physical_terms(family: str, columns: Columns) -> np.ndarray:
     groups = cout / made
     if not family.startswith(("conv", "groupconv", "gemm", "matmul")):
         read = np.ones_like(cin)  # each output has one channel behind it, its own
-    padded = [area * _padded(read, block) * _padded(made, block) * groups * outside for block in BLOCKS]
+    blocks = BLOCKS if operation_of(family) not in MOVES else (1,) * len(BLOCKS)
+    padded = [area * _padded(read, block) * _padded(made, block) * groups * outside for block in blocks]
     terms = (np.ones_like(cin), area * read * cout * outside, area * read * cout, cin * inside + cout * outside,
              np.where(groups > 1, groups, 0), *padded)  # fmt: skip
     return np.stack(np.broadcast_arrays(*terms), axis=1)
@@ -116,7 +123,8 @@ class Physics:
 
 
 def _operations(kernels: Kernels) -> np.ndarray:
-    return np.array([operation_of(one) for one in kernels.types])
+    """A Gemm is a MatMul: of few rows that read all weights in the one, of many in the other."""
+    return np.array([PRICED_AS.get(one, one) for one in map(operation_of, kernels.types)])
 
 
 def _without_groups(terms: np.ndarray) -> np.ndarray:

@@ -142,3 +142,19 @@ def test_shapes_are_inferred_without_looking_at_weights(tiny_network) -> None:
     assert found["last"] == (1, channels, 3)
     assert {name: found[name] for name in whole} == whole
     assert len(model.graph.initializer) == len({one.name for one in model.graph.initializer} & found.keys())
+
+
+def test_what_takes_the_batch_for_something_else_moves_as_many_entries() -> None:
+    """Windows of attention: 64 rows of 12 channels become one image."""
+    node = helper.make_node("Reshape", ["images", "sizes"], ["scores"])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [64, 12])],
+        [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [1, 8, 8, 12])],
+        [numpy_helper.from_array(np.array([1, 8, 8, 12]), "sizes")],
+    )
+    (placed,) = find_kernels(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    kernel = placed.kernel
+    assert kernel.batch * kernel.cin * kernel.height * kernel.width == 64 * 12
+    assert kernel.batch * kernel.cout * kernel.out_height * kernel.out_width == 64 * 12
