@@ -171,8 +171,13 @@ def test_onnx_files_are_measured_without_torch(workplace) -> None:
     device = latency.open_device("ort")
     table = LatencyTable.open(workplace / "few", device.fingerprint())
     build_table(device, network, quick_plan(network, 24), table)
-    measured_too = command([str(ROOT / "tools/measure_onnx.py"), "large.onnx", "--lut", "few"], workplace)
-    assert re.search(r"large\.onnx: \S+ ms.*; predicted \S+ ms \(\S+ … \S+\)", measured_too.stdout)
+    options = ["--network", "tinynet:wide", "--input-size", "24", "--lut", "few", "--json", "measured.json"]
+    measured_too = command([str(ROOT / "tools/measure_onnx.py"), "large.onnx", *options], workplace)
+    assert re.search(r"large\.onnx: \S+ ms.*; predicted \S+ ms \(\S+ … \S+\)\ntinynet:wide: ", measured_too.stdout)
+    rows = json.loads((workplace / "measured.json").read_text())
+    assert rows["tinynet:wide"]["predicted_ms"] == pytest.approx(rows["large.onnx"]["predicted_ms"], rel=0.3)
+    refused = command([str(ROOT / "tools/measure_onnx.py")], workplace, code=2)
+    assert "expected ONNX files, or --network NAME" in refused.stderr
 
 
 @pytest.mark.slow
