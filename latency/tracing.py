@@ -10,23 +10,21 @@ layer or operation that cannot be followed has all of its channels left to it; w
 from __future__ import annotations
 
 import copy
-import io
 import math
 import operator
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from latency import operations
 from latency.axis import AnyAxis, Axis, concatenated
 from latency.channels import Channels, Flow, Flows, Variables
 from latency.errors import TraceError
 from latency.network import Gene, Layer, Network, width_choices
+from latency.symbolic import argument, graph_of, shape_of
 
 DEFAULT_ALIGN = 8
 """Widths are multiples of this unless asked otherwise: odd widths are slow on every device we know."""
@@ -61,51 +59,8 @@ def trace(
     if align < 1:
         raise TraceError(f"align={align} given; expected a positive whole number.")
     name = name or type(module).__name__
-    graph_module = _symbolic(copy.deepcopy(module).eval(), name)
-    _propagate_shapes(graph_module, shape, name)
+    graph_module = graph_of(copy.deepcopy(module).eval(), shape, name)
     return _Tracer(graph_module, name, _blocks(module)).network(shape, align)
-
-
-class _SymbolicTracer(fx.Tracer):
-    """torch.fx's, for what CNNs do besides."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        """LayerNorms stay whole, those that others derive too (torchvision's LayerNorm2d): their code states widths."""
-        return isinstance(module, nn.LayerNorm) or super().is_leaf_module(module, name)
-
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **rest: Any) -> Any:
-        """Parts of a tensor become a tuple where their number is stated: a forward() may list and count them."""
-        proxy: Any = super().create_proxy(kind, target, args, kwargs, *more, **rest)
-        stated = args[1] if len(args) > 1 else kwargs.get("chunks")
-        if kind not in ("call_function", "call_method"):
-            return proxy
-        if target in operations.CHUNKING_FUNCTIONS and isinstance(stated, int):
-            return tuple(proxy[place] for place in range(stated))
-        if target in operations.SPLITTING_FUNCTIONS and isinstance(stated, list | tuple):
-            return tuple(proxy[place] for place in range(len(stated)))
-        return proxy
-
-
-def _symbolic(module: nn.Module, name: str) -> fx.GraphModule:
-    try:
-        traced = fx.GraphModule(module, _SymbolicTracer().trace(module), type(module).__name__)
-    except Exception as error:  # torch.fx runs user code: anything may come out
-        raise TraceError(
-            f"{name} cannot be traced by torch.fx: {error} "
-            "Move data-dependent control flow out of forward(), or wrap that part in a module of its own."
-        ) from error
-    traced.graph.eliminate_dead_code()
-    return traced
-
-
-def _propagate_shapes(module: fx.GraphModule, shape: tuple[int, ...], name: str) -> None:
-    parameter = next(module.parameters(), torch.empty(0))
-    try:
-        with torch.no_grad(), redirect_stderr(io.StringIO()):  # where torch prints tracebacks of its own
-            ShapeProp(module).propagate(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
-    except Exception as error:  # the user's forward() runs here
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise TraceError(f"{name} does not run on an input of shape {shape}: {cause}") from error
 
 
 def _blocks(module: nn.Module) -> dict[str, str]:
@@ -187,7 +142,7 @@ class _Tracer:
             self._image(node)
         elif node.op == "output":
             self._pin_inputs(node)
-        elif _shape(node) is None:
+        elif shape_of(node) is None:
             return  # sizes and other plain numbers carry no channels
         elif node.op == "get_attr":
             if any(user.target not in operations.JOINING_FUNCTIONS for user in node.users):
@@ -220,7 +175,7 @@ class _Tracer:
             raise _Unfollowed("computes with bare parameters alone")
         if not all(self.channels[source].flows for source in carriers):
             raise _Unfollowed("works on something without channels")
-        if len(_shape(node)) < 2 and rule != self._split:
+        if len(shape_of(node)) < 2 and rule != self._split:
             raise _Unfollowed("leaves nothing that has channels")
         return rule(node, module)
 
@@ -248,7 +203,7 @@ class _Tracer:
         return bool(own)
 
     def _fixed(self, node: fx.Node) -> Channels:
-        shape = _shape(node)
+        shape = shape_of(node)
         return Channels((self.variables.new(shape[1], node.name, fixed=True),) if len(shape) > 1 else ())
 
     def _kept_bare(self, node: fx.Node) -> Channels:
@@ -257,14 +212,14 @@ class _Tracer:
         for axis in self.tensors.get(name, ()):
             self.variables.pin(() if isinstance(axis, int) else axis)
         if name in self.parameters:
-            self.tensors.setdefault(name, _shape(node))
+            self.tensors.setdefault(name, shape_of(node))
         self.constants.add(node)
         return self._fixed(node)
 
     def _image(self, node: fx.Node) -> None:
         if self.channels:
             raise self._error(node, "is a second input", "Trace a module with one image input.")
-        self.channels[node] = Channels((self.variables.new(_shape(node)[1], str(node.target), fixed=True),))
+        self.channels[node] = Channels((self.variables.new(shape_of(node)[1], str(node.target), fixed=True),))
 
     def _module_rule(self, node: fx.Node, module: nn.Module) -> Callable[..., Channels]:
         rule = next((rule for kinds, rule in self.module_rules if isinstance(module, kinds)), None)
@@ -295,7 +250,7 @@ class _Tracer:
         raise _Unfollowed(f"calls {called}")
 
     def _conv(self, node: fx.Node, conv: nn.Conv2d) -> Channels:
-        height, width = _shape(node)[2:]
+        height, width = shape_of(node)[2:]
         taps = math.prod(conv.kernel_size) * height * width
         if conv.groups == 1:
             inputs: Flows | int = self._input_on(node, 1)
@@ -323,7 +278,7 @@ class _Tracer:
 
     def _linear(self, node: fx.Node, linear: nn.Linear) -> Channels:
         """At more positions than one it is a pointwise convolution."""
-        last, positions = len(_shape(node)) - 1, math.prod(_shape(node)[1:-1])
+        last, positions = len(shape_of(node)) - 1, math.prod(shape_of(node)[1:-1])
         inputs, outputs = self._input_on(node, last), self._new(node, linear.out_features)
         self._layer(node, linear, "linear" if last == 1 else "conv", inputs, outputs, positions)
         return Channels(outputs, last)
@@ -338,7 +293,7 @@ class _Tracer:
 
     def _layernorm(self, node: fx.Node, module: nn.LayerNorm) -> Channels:
         """Over the channels only. Derived classes are taken to find these wherever they lie."""
-        channels, shape = self._input(node), _shape(node)
+        channels, shape = self._input(node), shape_of(node)
         if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
             channels = Channels(self._input_on(node, len(shape) - 1), len(shape) - 1)
         if tuple(module.normalized_shape) != (shape[channels.axis],):
@@ -356,7 +311,7 @@ class _Tracer:
         channels = self._input(node)
         if channels.axis != 1:
             raise _Unfollowed(f"takes axis 1 for the channels, which lie on axis {channels.axis}")
-        if _shape(node)[1] != _shape(self._source(node))[1]:
+        if shape_of(node)[1] != shape_of(self._source(node))[1]:
             raise _Unfollowed("changes the number of channels")
         return channels
 
@@ -370,13 +325,13 @@ class _Tracer:
 
     def _join(self, node: fx.Node, module: nn.Module | None) -> Channels:
         """Stretch by stretch."""
-        rank = len(_shape(node))
+        rank = len(shape_of(node))
         operands = [source for source in node.all_input_nodes if source in self.channels]
-        if any(len(_shape(source)) != rank for source in operands):
+        if any(len(shape_of(source)) != rank for source in operands):
             raise _Unfollowed("combines tensors of different ranks")
         axis = self._common_axis(operands)
         flows = {source: self._on(node, source, axis) for source in operands}
-        joined = [flows[source] for source in operands if _shape(source)[axis] == _shape(node)[axis]]
+        joined = [flows[source] for source in operands if shape_of(source)[axis] == shape_of(node)[axis]]
         if not joined:
             raise _Unfollowed("is wider than what it computes with")
         for bare in (source for source in node.all_input_nodes if source.op == "get_attr" and source not in self.channels):
@@ -397,7 +352,7 @@ class _Tracer:
     def _line_up(self, bare: fx.Node, flows: Flows, axis: int) -> None:
         """A bare parameter has the channels of what it is combined with where it has an entry for each, on its `axis` (below
         0: from the last on). Beside a buffer all of them stay."""
-        name, shape = str(bare.target), _shape(bare)
+        name, shape = str(bare.target), shape_of(bare)
         wide = len(shape) + axis >= 0 and shape[axis] > 1
         if name not in self.parameters:
             self.variables.pin(flows if wide else ())
@@ -410,8 +365,8 @@ class _Tracer:
             self.variables.pin(flows)
 
     def _concatenate(self, node: fx.Node, module: nn.Module | None) -> Channels:
-        dim = (_argument(node, 1, "dim") or 0) % len(_shape(node))
-        tensors = _argument(node, 0, "tensors")
+        dim = (argument(node, 1, "dim") or 0) % len(shape_of(node))
+        tensors = argument(node, 0, "tensors")
         axis = self._common_axis(tensors)
         flows = [self._on(node, tensor, axis) for tensor in tensors]
         if dim == axis:
@@ -421,7 +376,7 @@ class _Tracer:
     def _split(self, node: fx.Node, module: nn.Module | None) -> Channels:
         """Into equal parts, which shrink alike from then on: so they stay equal, whatever way of splitting was used."""
         source, sizes = self._source(node), [tuple(part.shape) for part in node.meta["tensor_meta"]]
-        dim = (_argument(node, 2, "dim") or 0) % len(_shape(source))
+        dim = (argument(node, 2, "dim") or 0) % len(shape_of(source))
         if len(set(sizes)) > 1:
             raise _Unfollowed("splits into unequal parts")
         self.parts[node] = self._equal_part(node, len(sizes), dim)
@@ -429,8 +384,8 @@ class _Tracer:
         return Channels(())
 
     def _glu(self, node: fx.Node, module: nn.Module | None) -> Channels:
-        dim: Any = _argument(node, 1, "dim") if module is None else module.dim
-        return self._equal_part(node, 2, (-1 if dim is None else dim) % len(_shape(node)))
+        dim: Any = argument(node, 1, "dim") if module is None else module.dim
+        return self._equal_part(node, 2, (-1 if dim is None else dim) % len(shape_of(node)))
 
     def _equal_part(self, node: fx.Node, count: int, dim: int) -> Channels:
         channels = self._input(node)
@@ -442,41 +397,41 @@ class _Tracer:
         return Channels(part, dim)
 
     def _reduce(self, node: fx.Node, module: nn.Module | None) -> Channels:
-        channels, rank = self._input(node), len(_shape(self._source(node)))
-        given = _argument(node, 1, "dim")
+        channels, rank = self._input(node), len(shape_of(self._source(node)))
+        given = argument(node, 1, "dim")
         dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given or ())}
         if not dims or dims & {0, channels.axis}:
             raise _Unfollowed("reduces over the batch or the channels")
-        gone = 0 if len(_shape(node)) == rank else sum(dim < channels.axis for dim in dims)
+        gone = 0 if len(shape_of(node)) == rank else sum(dim < channels.axis for dim in dims)
         return Channels(channels.flows, channels.axis - gone)
 
     def _permute(self, node: fx.Node, module: nn.Module | None) -> Channels:
         order: Any = node.kwargs.get("dims", node.args[1:])
         order = order[0] if len(order) == 1 else order
-        channels, rank = self._input(node), len(_shape(node))
+        channels, rank = self._input(node), len(shape_of(node))
         return Channels(channels.flows, [dim % rank for dim in order].index(channels.axis))
 
     def _transpose(self, node: fx.Node, module: nn.Module | None) -> Channels:
-        channels, rank = self._input(node), len(_shape(node))
-        one, other = (_argument(node, place, f"dim{place - 1}") % rank for place in (1, 2))
+        channels, rank = self._input(node), len(shape_of(node))
+        one, other = (argument(node, place, f"dim{place - 1}") % rank for place in (1, 2))
         return Channels(channels.flows, {one: other, other: one}.get(channels.axis, channels.axis))
 
     def _squeeze(self, node: fx.Node, module: nn.Module | None) -> Channels:
-        channels, rank = self._input(node), len(_shape(self._source(node)))
-        dim = _argument(node, 1, "dim")
+        channels, rank = self._input(node), len(shape_of(self._source(node)))
+        dim = argument(node, 1, "dim")
         if not isinstance(dim, int) or dim % rank in (0, channels.axis):
             raise _Unfollowed("squeezes the batch or the channels")
-        gone = len(_shape(node)) < rank and dim % rank < channels.axis
+        gone = len(shape_of(node)) < rank and dim % rank < channels.axis
         return Channels(channels.flows, channels.axis - gone)
 
     def _unsqueeze(self, node: fx.Node, module: nn.Module | None) -> Channels:
         channels = self._input(node)
-        added = _argument(node, 1, "dim") % len(_shape(node))
+        added = argument(node, 1, "dim") % len(shape_of(node))
         return Channels(channels.flows, channels.axis + (added <= channels.axis))
 
     def _index(self, node: fx.Node, module: nn.Module | None) -> Channels:
         """Whatever leaves all channels as they are: steps over positions, new axes."""
-        channels, shape = self._input(node), _shape(self._source(node))
+        channels, shape = self._input(node), shape_of(self._source(node))
         index = _spelt_out(node.args[1], len(shape))
         place = [position for position, one in enumerate(index) if one is not None][channels.axis]
         plain = all(one is None or isinstance(one, int | slice) for one in index)
@@ -486,7 +441,7 @@ class _Tracer:
 
     def _reshape(self, node: fx.Node, module: nn.Module | None) -> Channels:
         """Flattening to (N, C·H·W) or (N, C, H·W), and (N, C) back to (N, C, 1, 1), whatever it is called."""
-        before, after = _shape(self._source(node)), _shape(node)
+        before, after = shape_of(self._source(node)), shape_of(node)
         channels = self._input(node)
         if after == before:
             return channels
@@ -546,7 +501,7 @@ class _Tracer:
         if not self.variables.all_fixed(channels.flows):
             self.variables.pin(channels.flows)
             self.unfollowed.append(f"{self._owner(node)} works along axis {axis}, not along the channels")
-        return (self.variables.new(_shape(source)[axis], source.name, fixed=True),)
+        return (self.variables.new(shape_of(source)[axis], source.name, fixed=True),)
 
     def _error(self, node: fx.Node, what: str, advice: str) -> TraceError:
         return TraceError(f"{self.name}: {self._owner(node)} {what}. {advice}")
@@ -574,16 +529,3 @@ def _takes_all(index: Any, size: int) -> bool:
         and index.step in (None, 1)
         and (index.stop is None or (isinstance(index.stop, int) and index.stop >= size))
     )
-
-
-def _argument(node: fx.Node, place: int, name: str) -> Any:
-    """What a call gives at that place, or by name; None where it gives neither."""
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
-
-
-def _shape(node: fx.Node) -> Any:
-    """The node's tensor shape; () for several tensors at once; None for a plain number or size."""
-    meta = node.meta.get("tensor_meta")
-    if meta is None:
-        return None
-    return tuple(meta.shape) if hasattr(meta, "shape") else ()
