@@ -159,7 +159,7 @@ class _Structure(fx.Interpreter):
         if isinstance(module, nn.LayerNorm) and weight is not None:
             module = normalising(module, tuple(weight.shape))
         own = {name: self.weights[f"{target}.{name}"] for name, _ in module.named_parameters()}
-        return functional_call(module, own, args, kwargs)
+        return functional_call(module, own, args, kwargs) if own else super().call_module(target, args, kwargs)
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         weight = self.weights.get(target)
