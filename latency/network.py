@@ -140,7 +140,10 @@ class Network:
         return np.array([min(gene.choices, key=lambda c: abs(c - scale * gene.max_width)) for gene in self.genes])
 
     def macs(self, widths: Any) -> Any:
-        """Multiply-adds of conv and linear layers for one image: int for one structure, int64[P] for [P, L]."""
+        """Multiply-adds of conv and linear layers for one image: int for one structure, int64[P] for [P, L].
+
+        What layers of other kinds do inside (attention, say) is not counted; it is the same for all structures.
+        """
         array = self.check_widths(widths)
         total = sum(layer.macs(layer.inputs.length(array), layer.outputs.length(array)) for layer in self.layers)
         return int(total) if array.ndim == 1 else np.broadcast_to(total, array.shape[:1]).astype(np.int64)
