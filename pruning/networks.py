@@ -72,17 +72,22 @@ def mobilenet_v1(num_classes: int = 1000, weights: None = None) -> nn.Module:
 OURS = {"mobilenet_v1": mobilenet_v1}
 
 
-def load(name: str, num_classes: int = 1000, weights: Any = None) -> nn.Module:
+def load(name: str, num_classes: int = 1000, weights: Any = None, *, seed: int | None = None) -> nn.Module:
     """The network called `name`: one of ours, a torchvision classification model, or `package.module:function`.
 
     Args:
         name: "mobilenet_v1", "resnet50", "mypackage.models:small_net", …
         num_classes: size of the classifier.
         weights: as torchvision takes them; None starts from random weights.
+        seed: what random weights are drawn from, leaving the global generator as it is; by default the global one.
 
     Raises:
         UnknownNetwork: when there is no such network, saying where it was looked for.
     """
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return load(name, num_classes, weights)
     if name in OURS:
         return OURS[name](num_classes=num_classes, weights=weights)
     if ":" in name:

@@ -51,7 +51,7 @@ class Context:
         """Open, load and trace what `config` names; says what that is."""
         device = open_device(config.device, threads=config.threads, precision=config.precision, lut=lut)
         data = load_data(config.data, config.image_size).to(compute_device())
-        module = load(config.network, data.classes)
+        module = load(config.network, data.classes, seed=config.seed)
         kept = load_weights(module, config.network, config.weights) if config.weights else ()
         shape = (config.batch, 3, data.size, data.size)
         align = config.align or alignment_of(device, lut)

@@ -51,7 +51,7 @@ class Experiment:
         """Trace the network; a quick table is measured first where there is none."""
         device, reporter = open_device(device_name, lut=lut), Reporter()
         shape = (1, 3, data.size, data.size)
-        network = trace_classifier(load(name, data.classes), name, shape, data.classes, alignment_of(device, lut))
+        network = trace_classifier(load(name, data.classes, seed=0), name, shape, data.classes, alignment_of(device, lut))
         table = quick_table(device, network, lut, reporter)
         return cls(device, data, network, LatencyPredictor(table), runs / name.replace(":", "."), reporter)
 

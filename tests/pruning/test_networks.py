@@ -18,6 +18,18 @@ def test_networks_by_name(name: str) -> None:
     assert load(name, num_classes=7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
+def test_random_weights_follow_the_seed_alone() -> None:
+    """Those of attention, which nothing of ours draws anew, too."""
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = load("tinynet:halves", seed=3).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    torch.testing.assert_close(load("tinynet:halves", seed=3).state_dict(), first, rtol=0, atol=0)
+    other = load("tinynet:halves", seed=4).state_dict()
+    assert not torch.equal(other["attention.in_proj_weight"], first["attention.in_proj_weight"])
+
+
 @pytest.mark.parametrize("name", ["resnet1800", "no_such_module:f", "tinynet:no_such_function", "tinynet:nn", "../x", "a:b:c"])
 def test_unknown_networks_are_one_clear_error(name: str) -> None:
     with pytest.raises(UnknownNetwork, match=r"network|returned|calling"):
