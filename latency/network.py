@@ -99,13 +99,14 @@ class Network:
 
     @cached_property
     def signature(self) -> str:
-        """Twelve hex digits that differ whenever layers, other parameters that are not pruned, genes or input differ, whatever
-        the name."""
+        """Twelve hex digits that differ whenever layers, what else keeps its parameters, genes or input differ, whatever the
+        name. BN counts for nothing: it is folded."""
         facts = repr((self.input_shape, self.layers, [(gene.name, gene.max_width) for gene in self.genes]))
         layers = {layer.name for layer in self.layers}
         for name in self.parameter_names:
-            axes = self.tensors[name]
-            if name.rpartition(".")[0] not in layers and not any(axis.genes for axis in axes):
+            owner, axes = name.rpartition(".")[0], self.tensors[name]
+            folded = "BatchNorm" in type(self.module.get_submodule(owner)).__name__
+            if owner not in layers and not folded and not any(axis.genes for axis in axes):
                 facts += repr((name, [axis.size for axis in axes]))
         return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
