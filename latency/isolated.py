@@ -12,8 +12,9 @@ import onnx
 from onnx import helper
 
 from latency.kept import KeptMeasurements
-from latency.kernels import Kernel, find_kernels, static_shapes
+from latency.kernels import Kernel, find_kernels
 from latency.measurement import Protocol
+from latency.shapes import static_shapes
 
 PROTOCOL = Protocol(rounds=4, round_ms=1.0, warmup_ms=2.0, profiled_runs=1)
 

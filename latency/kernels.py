@@ -6,20 +6,15 @@ its activation and the addition of an already computed shortcut. A device whose 
 
 from __future__ import annotations
 
-import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from latency.errors import MeasurementError
+from latency.shapes import Shapes, attributes_of, folded
 
 ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu".split())
 """Activations that fuse into the operation before them; others, SiLU among them, are kernels of their own."""
@@ -31,12 +26,6 @@ PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 
 DENSE = frozenset(product.lower() for product in PRODUCTS)
 """Operations, as in kernels' types, of which every output reads every input channel."""
-
-OF_IMAGES = frozenset("Conv ConvTranspose BatchNormalization MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split())
-"""Operations whose channels lie on axis 1."""
-
-MOST_SHAPE_VALUES = 64
-"""Initializers of up to so many values may say of what shape something is (the sizes of a Reshape, the scales of a Resize)."""
 
 
 @dataclass(frozen=True)
@@ -118,138 +107,15 @@ def find_kernels(model: onnx.ModelProto) -> list[PlacedKernel]:
     try:
         return _placed(model)
     except MeasurementError:
-        folded = _folded(model)
-        if folded is None:
+        simpler = folded(model)
+        if simpler is None:
             raise
-        return _placed(folded)
+        return _placed(simpler)
 
 
 def _placed(model: onnx.ModelProto) -> list[PlacedKernel]:
-    shapes = _Shapes(model)
+    shapes = Shapes(model)
     return [_place(group, shapes) for group in _fused(model.graph)]
-
-
-def _folded(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The same without the shapes that its graph computes from constants, as ONNX Runtime folds them; None where it cannot."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = os.path.join(folder, "folded.onnx")
-        options.log_severity_level = 4
-        try:
-            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception:  # of many classes, for whatever is wrong with a model from elsewhere
-            return None
-        return onnx.load(options.optimized_model_filepath)
-
-
-def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes of all values and initializers, inferred where the model does not state them; 0 where a size is open."""
-    graph = model.graph
-    stated = [*graph.input, *graph.value_info, *graph.output]
-    produced = {name for node in graph.node for name in node.output if name}
-    if not produced <= {value.name for value in stated}:
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
-        stated = [*inferred.input, *inferred.value_info, *inferred.output]
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    known = [value for value in stated if value.type.tensor_type.HasField("shape")]
-    return shapes | {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in known}
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with weights by their shape only: no shape depends on their values, and inference copies them back and forth,
-    most of the time that a prediction took."""
-    graph = model.graph
-    kept = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= MOST_SHAPE_VALUES]
-    stated = {value.name for value in graph.input} | {tensor.name for tensor in kept}
-    weights = [
-        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        for tensor in graph.initializer
-        if tensor.name not in stated
-    ]
-    light = helper.make_graph(
-        graph.node,
-        graph.name,
-        [*graph.input, *weights],
-        graph.output,
-        kept,
-        value_info=graph.value_info,
-        sparse_initializer=graph.sparse_initializer,
-    )
-    return helper.make_model(light, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions)
-
-
-class _Shapes:
-    """Shapes of all values and which of their axes is the channels."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.initializers = {tensor.name for tensor in model.graph.initializer}
-        self.shapes = static_shapes(model)
-        self.channel_axis = channel_axes(model.graph, self.shapes)
-
-    def sizes(self, name: str) -> tuple[int, int, int, int]:
-        """(batch, channels, height, width) of a value; trailing axes beyond these are counted into the height."""
-        shape = self.shapes.get(name)
-        if shape is None or any(size < 1 for size in shape):
-            raise MeasurementError(f"the model's value '{name}' has no static shape; export it with fixed input sizes.")
-        shape = shape or (1,)  # a scalar
-        axis = min(self.channel_axis.get(name, 1), len(shape) - 1)
-        channels = shape[axis] if len(shape) > 1 else 1
-        if len(shape) == 4 and axis == 1:
-            return shape[0], channels, shape[2], shape[3]
-        return shape[0], channels, math.prod(shape) // (shape[0] * channels), 1
-
-
-def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Which axis of each value holds the channels: 1 after what works on images, the last before and after a MatMul with
-    weights; transposes, gathers, squeezes and unsqueezes move it."""
-    axes: dict[str, int] = {}
-    numbers, weights = whole_numbers(graph), {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            continue
-        axis = next((axes[name] for name in node.input if name in axes), 1)
-        attributes = attributes_of(node)
-        if node.op_type in OF_IMAGES:
-            axis = axes[node.input[0]] = 1
-        elif node.op_type == "MatMul" and node.input[1] in weights:
-            axis = axes[node.input[0]] = len(shapes.get(node.output[0], (0, 0))) - 1
-        elif node.op_type == "Transpose":
-            axis = list(attributes["perm"]).index(axis)
-        elif node.op_type == "GatherND":
-            axis += len(shapes.get(node.output[0], ())) - len(shapes.get(node.input[0], ()))
-        elif node.op_type in ("Squeeze", "Unsqueeze") and len(node.input) > 1 and node.input[1] in numbers:
-            longer = node.input[0] if node.op_type == "Squeeze" else node.output[0]
-            axis = _moved(node.op_type, axis, numbers[node.input[1]], len(shapes.get(longer, ())))
-        elif node.op_type in ("Reshape", "Flatten") or not attributes.get("keepdims", 1):
-            axis = 1
-        for output in node.output:
-            axes[output] = axis
-    return axes
-
-
-def whole_numbers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """Axes, sizes and indices by name, be they initializers or constants among the nodes."""
-    constants = {node.output[0]: attributes_of(node).get("value") for node in graph.node if node.op_type == "Constant"}
-    tensors = {tensor.name: tensor for tensor in graph.initializer} | {name: one for name, one in constants.items() if one}
-    return {name: numpy_helper.to_array(one) for name, one in tensors.items() if one.data_type == onnx.TensorProto.INT64}
-
-
-def _moved(how: str, axis: int, places: np.ndarray, rank: int) -> int:
-    """Where `axis` lies after Squeeze or Unsqueeze at `places` of the longer shape, of `rank` axes (0: unknown)."""
-    if not rank:
-        return axis
-    sorted_places = sorted(int(place) % rank for place in places.ravel())
-    if how == "Squeeze":
-        return axis - sum(place < axis for place in sorted_places)
-    axis = min(axis, max(0, rank - len(sorted_places) - 1))
-    for place in sorted_places:
-        axis += place <= axis
-    return axis
 
 
 def _fused(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:
@@ -312,7 +178,7 @@ def _adds_shortcut(
     return other is not None and position.get(other, -1) < group[0]
 
 
-def _place(group: list[onnx.NodeProto], shapes: _Shapes) -> PlacedKernel:
+def _place(group: list[onnx.NodeProto], shapes: Shapes) -> PlacedKernel:
     head, tail = group[0], group[-1]
     source = next((name for name in head.input if name not in shapes.initializers), head.input[0])
     batch, cin, height, width = shapes.sizes(source)
@@ -350,15 +216,10 @@ def _epilogue(nodes: Iterable[onnx.NodeProto]) -> list[str]:
     return [node.op_type.lower() for node in nodes if node.op_type != "BatchNormalization"]
 
 
-def _window(node: onnx.NodeProto, shapes: _Shapes) -> str:
+def _window(node: onnx.NodeProto, shapes: Shapes) -> str:
     """ "3x3s2" for anything with a sliding window, else nothing."""
     attributes = attributes_of(node)
     size = attributes.get("kernel_shape") or (shapes.shapes[node.input[1]][2:] if node.op_type == "Conv" else None)
     if not size:
         return ""
     return "x".join(map(str, size)) + f"s{(attributes.get('strides') or [1])[0]}"
-
-
-def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes by name."""
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

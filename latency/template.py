@@ -18,7 +18,8 @@ from onnx import numpy_helper
 
 from latency.axis import AnyAxis, Axis, concatenated, equal_part, kept, mesh
 from latency.errors import TraceError
-from latency.kernels import PRODUCTS, PlacedKernel, attributes_of, channel_axes, find_kernels, static_shapes, whole_numbers
+from latency.kernels import PRODUCTS, PlacedKernel, find_kernels
+from latency.shapes import attributes_of, channel_axes, static_shapes, whole_numbers
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,7 +18,7 @@ from latency.devices.clock import mean_of_quiet
 from latency.devices.library import LibraryDevice
 from latency.devices.torch_graph import torch_module
 from latency.errors import DeviceUnavailable, MeasurementError
-from latency.kernels import static_shapes
+from latency.shapes import static_shapes
 
 
 class TorchDevice(LibraryDevice):

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import latency
 from latency.errors import MeasurementError
-from latency.kernels import find_kernels, static_shapes
+from latency.kernels import find_kernels
+from latency.shapes import static_shapes
 from pruning.networks import load
 
 
