@@ -75,7 +75,8 @@ class Shapes:
         channels = shape[axis] if len(shape) > 1 else 1
         if len(shape) == 4 and axis == 1:
             return shape[0], channels, shape[2], shape[3]
-        return shape[0], channels, math.prod(shape) // (shape[0] * channels), 1
+        batch = 1 if axis == 0 and len(shape) > 1 else shape[0]
+        return batch, channels, math.prod(shape) // (batch * channels), 1
 
 
 def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

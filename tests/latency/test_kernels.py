@@ -145,6 +145,24 @@ def test_shapes_are_inferred_without_looking_at_weights(tiny_network) -> None:
     assert len(model.graph.initializer) == len({one.name for one in model.graph.initializer} & found.keys())
 
 
+@pytest.mark.parametrize("order", [(0, 2, 3, 1), (1, 0, 2, 3), (1, 2, 3, 0), (3, 2, 1, 0)])
+def test_wherever_channels_are_moved_all_entries_are_counted(order: tuple[int, ...]) -> None:
+    shape = (2, 6, 4, 5)
+    moved = [shape[axis] for axis in order]
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["moved"], perm=order),
+        helper.make_node("Softmax", ["moved"], ["scores"]),
+    ]
+    given, made = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes)
+        for name, sizes in (("images", shape), ("scores", moved))
+    )
+    model = helper.make_model(helper.make_graph(nodes, "g", [given], [made]), opset_imports=[helper.make_opsetid("", 17)])
+    for kernel in (placed.kernel for placed in find_kernels(model)):
+        assert kernel.batch * kernel.cin * kernel.height * kernel.width == 240
+        assert kernel.batch * kernel.cout * kernel.out_height * kernel.out_width == 240
+
+
 def test_what_takes_the_batch_for_something_else_moves_as_many_entries() -> None:
     """Windows of attention: 64 rows of 12 channels become one image."""
     node = helper.make_node("Reshape", ["images", "sizes"], ["scores"])
