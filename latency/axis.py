@@ -96,7 +96,5 @@ def mesh(kept: Kept) -> Kept:
     lists = [place for place, one in enumerate(kept) if isinstance(one, np.ndarray)]
     if len(lists) < 2:
         return kept
-    opened = list(kept)
-    for number, place in enumerate(lists):
-        opened[place] = kept[place].reshape([-1 if number == other else 1 for other in range(len(lists))])  # type: ignore[union-attr]
-    return tuple(opened)
+    opened: dict[int, np.ndarray] = dict(zip(lists, np.ix_(*(kept[place] for place in lists)), strict=True))
+    return tuple(opened.get(place, one) for place, one in enumerate(kept))

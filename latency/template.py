@@ -164,12 +164,13 @@ def _annotate(
         known = [channels[name] for name in node.input if name in channels]
         if not known:
             continue  # constants computed in the graph
-        axis = next((axis for axis in known if axis.genes), None)
-        if node.op_type in PRODUCTS and node.input[1] in dims:
-            axes = _weight_axes(node, tensors)
-            if axes is None and axis is None:  # of a layer that keeps its channels
-                channels.update(_all_channels(node, shapes))
-                continue
+        axis = next((axis for axis in known if axis.genes), known[0])
+        weighted = node.op_type in PRODUCTS and node.input[1] in dims
+        axes = _weight_axes(node, tensors) if weighted else None
+        if axes is None and not axis.genes:  # nothing that widths change: whatever it does, it stays as it is
+            channels.update({name: Axis(shapes[name][1] if len(shapes[name]) > 1 else 1) for name in node.output if name})
+            continue
+        if weighted:
             if axes is None or tuple(a.size for a in axes) != dims[node.input[1]]:
                 raise TraceError(
                     f"{name}: the ONNX export changed the weights of '{node.name}' ({node.input[1]}), so they "
@@ -178,9 +179,6 @@ def _annotate(
             sliced[node.input[1]] = axes
             axis = axes[-1 if node.op_type == "MatMul" else 0]
             sliced.update({name: (axis,) for name in node.input[2:] if name})
-        elif axis is None:  # nothing that widths change: whatever it does, it stays as it is
-            channels.update(_all_channels(node, shapes))
-            continue
         elif node.op_type in ELEMENTWISE:
             place = places[node.output[0]] - len(shapes[node.output[0]])  # counted from the last axis on: these broadcast
             wide = [name for name in node.input if -place <= len(dims.get(name, ())) and dims[name][place] == axis.size]
@@ -197,11 +195,6 @@ def _annotate(
             axis = equal_part(axis, axis.size // shapes[node.output[0]][places[node.output[0]]])
         channels.update(dict.fromkeys(node.output, axis))
     return channels, sliced
-
-
-def _all_channels(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, AnyAxis]:
-    """Of what nothing prunes."""
-    return {name: Axis(shapes[name][1] if len(shapes[name]) > 1 else 1) for name in node.output if name}
 
 
 def _weight_axes(product: onnx.NodeProto, tensors: Tensors) -> tuple[AnyAxis, ...] | None:

@@ -170,7 +170,7 @@ class _Tracer:
     def _followed(self, node: fx.Node) -> Channels:
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         rule = self._function_rule(node) if module is None else self._module_rule(node, module)
-        carriers = [source for source in node.all_input_nodes if source in self.channels]
+        carriers = self._carriers(node)
         if self.constants.issuperset(carriers):
             raise _Unfollowed("computes with bare parameters alone")
         if not all(self.channels[source].flows for source in carriers):
@@ -182,11 +182,10 @@ class _Tracer:
     def _left_alone(self, node: fx.Node, what: str) -> Channels:
         """What goes in keeps all of its channels, and so does what comes out, and all parameters keep their shapes."""
         lost = not all(map(self.variables.all_fixed, self._flows_into(node)))
-        for flows in self._flows_into(node):
-            self.variables.pin(flows)
+        self._pin_inputs(node)
         if self._parameters_kept(node) or lost:
             self.unfollowed.append(f"{self._owner(node)} {what}")
-        if self.constants.issuperset(source for source in node.all_input_nodes if source in self.channels):
+        if self.constants.issuperset(self._carriers(node)):
             self.constants.add(node)
         return self._fixed(node)
 
@@ -219,7 +218,7 @@ class _Tracer:
     def _image(self, node: fx.Node) -> None:
         if self.channels:
             raise self._error(node, "is a second input", "Trace a module with one image input.")
-        self.channels[node] = Channels((self.variables.new(shape_of(node)[1], str(node.target), fixed=True),))
+        self.channels[node] = self._fixed(node)
 
     def _module_rule(self, node: fx.Node, module: nn.Module) -> Callable[..., Channels]:
         rule = next((rule for kinds, rule in self.module_rules if isinstance(module, kinds)), None)
@@ -326,7 +325,7 @@ class _Tracer:
     def _join(self, node: fx.Node, module: nn.Module | None) -> Channels:
         """Stretch by stretch."""
         rank = len(shape_of(node))
-        operands = [source for source in node.all_input_nodes if source in self.channels]
+        operands = self._carriers(node)
         if any(len(shape_of(source)) != rank for source in operands):
             raise _Unfollowed("combines tensors of different ranks")
         axis = self._common_axis(operands)
@@ -483,8 +482,12 @@ class _Tracer:
         if module.bias is not None:
             self.tensors[f"{name}.bias"] = (outputs,)
 
+    def _carriers(self, node: fx.Node) -> list[fx.Node]:
+        """Those inputs that have channels."""
+        return [source for source in node.all_input_nodes if source in self.channels]
+
     def _source(self, node: fx.Node) -> fx.Node:
-        return next(source for source in node.all_input_nodes if source in self.channels)
+        return self._carriers(node)[0]
 
     def _input(self, node: fx.Node) -> Channels:
         return self.channels[self._source(node)]

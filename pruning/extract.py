@@ -70,18 +70,12 @@ def bare_names(module: fx.GraphModule) -> list[str]:
     return [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
 
 
-def grouped(convolution: nn.Conv2d, groups: int) -> nn.Conv2d:
-    """`convolution` in so many groups, still with its own parameters."""
-    narrowed = copy.copy(convolution)
-    narrowed.groups = groups
-    return narrowed
-
-
-def normalising(norm: nn.LayerNorm, shape: tuple[int, ...]) -> nn.LayerNorm:
-    """`norm` over this shape, still with its own parameters."""
-    narrowed = copy.copy(norm)
-    narrowed.normalized_shape = shape
-    return narrowed
+def narrowed(layer: nn.Module, **sizes: Any) -> nn.Module:
+    """`layer` with other values of these attributes, still with its own parameters."""
+    other = copy.copy(layer)
+    for name, size in sizes.items():
+        setattr(other, name, size)
+    return other
 
 
 def _resized(network: Network, name: str, widths: Any) -> nn.Module:
@@ -102,10 +96,10 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
         channels = next(kept, module.num_features)
         return type(module)(channels, module.eps, module.momentum, module.affine, module.track_running_stats)
     if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-        narrowed = copy.deepcopy(normalising(module, network.kept_shape(f"{name}.weight", widths)))
+        norm = copy.deepcopy(narrowed(module, normalized_shape=network.kept_shape(f"{name}.weight", widths)))
         for tensor, parameter in module.named_parameters():
-            setattr(narrowed, tensor, _sliced(network, f"{name}.{tensor}", parameter, widths))
-        return narrowed
+            setattr(norm, tensor, _sliced(network, f"{name}.{tensor}", parameter, widths))
+        return norm
     return copy.deepcopy(module)
 
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from latency.axis import AnyAxis
 from latency.network import Network
 from pruning.bank import Kept
-from pruning.extract import extract, grouped, normalising
+from pruning.extract import extract, narrowed
 from pruning.generators import GENERATORS, HIDDEN, FullGenerator, LowRankGenerator, crop
 
 
@@ -147,7 +147,7 @@ class _Structure(fx.Interpreter):
             groups = max(1, module.groups * len(weight) // module.out_channels)
             if module.padding_mode == "zeros":
                 return F.conv2d(args[0], weight, bias, module.stride, module.padding, module.dilation, groups)
-            module = grouped(module, groups)
+            module = narrowed(module, groups=groups)
         if isinstance(module, nn.Linear):
             assert weight is not None
             return F.linear(args[0], weight, bias)
@@ -157,7 +157,7 @@ class _Structure(fx.Interpreter):
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=module.eps)
         if isinstance(module, nn.LayerNorm) and weight is not None:
-            module = normalising(module, tuple(weight.shape))
+            module = narrowed(module, normalized_shape=tuple(weight.shape))
         own = {name: self.weights[f"{target}.{name}"] for name, _ in module.named_parameters()}
         return functional_call(module, own, args, kwargs) if own else super().call_module(target, args, kwargs)
 

@@ -6,7 +6,6 @@ writes networks as others do and shows what a table makes of them.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import warnings
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latency.errors import MeasurementError, reported_by_command
-from latency.files import write_whole
 from search import options
 
 if TYPE_CHECKING:
@@ -43,6 +41,7 @@ def main(
     """Measure FILES in one session, and say what the device's table, where there is one, makes of them."""
     with reported_by_command():
         from latency import LatencyPredictor, LatencyTable, open_device
+        from search.report import write_json
 
         opened = open_device(device, threads=threads, precision=precision, lut=lut)
         models = {str(file): _read(file) for file in files or ()} | {one: _exported(one, input_size) for one in network or ()}
@@ -57,7 +56,7 @@ def main(
                 rows[name]["core"] = core
             print(f"{name}: {_said(rows[name])}", flush=True)
         if json_file:
-            write_whole(json_file, json.dumps(rows, indent=1).encode())
+            write_json(json_file, rows)
 
 
 def _read(file: Path) -> bytes:
