@@ -22,6 +22,7 @@ from torch import fx, nn
 from latency import operations
 from latency.axis import AnyAxis, Axis, concatenated
 from latency.channels import Channels, Flow, Flows, Variables
+from latency.derived import lift
 from latency.errors import TraceError
 from latency.network import Gene, Layer, Network, width_choices
 from latency.symbolic import argument, graph_of, shape_of
@@ -60,6 +61,7 @@ def trace(
         raise TraceError(f"align={align} given; expected a positive whole number.")
     name = name or type(module).__name__
     graph_module = graph_of(copy.deepcopy(module).eval(), shape, name)
+    lift(graph_module)
     return _Tracer(graph_module, name, _blocks(module)).network(shape, align)
 
 
@@ -145,14 +147,26 @@ class _Tracer:
         elif shape_of(node) is None:
             return  # sizes and other plain numbers carry no channels
         elif node.op == "get_attr":
-            if any(user.target not in operations.JOINING_FUNCTIONS for user in node.users):
+            if not all(self._joins(user) for user in node.users):
                 self.unfollowed.append(f"parameter or buffer '{node.target}' is no summand or factor")
                 self.channels[node] = self._kept_bare(node)
-        else:
+        elif self._bare(node) is None:
             try:
                 self.channels[node] = self._part(node) or self._followed(node)
             except _Unfollowed as reason:
                 self.channels[node] = self._left_alone(node, str(reason))
+
+    def _joins(self, user: fx.Node) -> bool:
+        """Whether what uses a bare parameter adds it to something, or multiplies by it, maybe in another shape, or asks for
+        its size."""
+        if _lies_along_one_axis(user):
+            return all(other.target in operations.JOINING_FUNCTIONS for other in user.users)
+        return shape_of(user) is None or user.target in operations.JOINING_FUNCTIONS
+
+    def _bare(self, node: fx.Node) -> fx.Node | None:
+        """The bare parameter or buffer that a node is, maybe in another shape; None for all else."""
+        source = node.all_input_nodes[0] if _lies_along_one_axis(node) else node
+        return source if source.op == "get_attr" and source not in self.channels else None
 
     def _part(self, node: fx.Node) -> Channels | None:
         """Of one of several equal tensors."""
@@ -191,7 +205,7 @@ class _Tracer:
 
     def _parameters_kept(self, node: fx.Node) -> bool:
         """Whether the node has or reads any; they keep their shapes."""
-        bare = [source for source in node.all_input_nodes if source.op == "get_attr"]
+        bare = [source for source in map(self._bare, node.all_input_nodes) if source]
         for source in bare:
             self._kept_bare(source)
         if node.op != "call_module":
@@ -333,8 +347,10 @@ class _Tracer:
         joined = [flows[source] for source in operands if shape_of(source)[axis] == shape_of(node)[axis]]
         if not joined:
             raise _Unfollowed("is wider than what it computes with")
-        for bare in (source for source in node.all_input_nodes if source.op == "get_attr" and source not in self.channels):
-            self._line_up(bare, joined[0], axis - rank)
+        for source in node.all_input_nodes:
+            bare = self._bare(source)
+            if bare:
+                self._line_up(bare, source, joined[0], axis - rank)
         return Channels(self._joined(joined), axis)
 
     def _common_axis(self, operands: Sequence[fx.Node]) -> int:
@@ -348,17 +364,20 @@ class _Tracer:
             self.variables.join(flows[0], other)
         return flows[0]
 
-    def _line_up(self, bare: fx.Node, flows: Flows, axis: int) -> None:
-        """A bare parameter has the channels of what it is combined with where it has an entry for each, on its `axis` (below
-        0: from the last on). Beside a buffer all of them stay."""
-        name, shape = str(bare.target), shape_of(bare)
+    def _line_up(self, bare: fx.Node, shaped: fx.Node, flows: Flows, axis: int) -> None:
+        """A bare parameter has the channels of what it is combined with, `shaped` as it is then, where it has an entry for
+        each, on that `axis` (below 0: from the last on). Beside a buffer all of them stay."""
+        name, shape = str(bare.target), shape_of(shaped)
         wide = len(shape) + axis >= 0 and shape[axis] > 1
         if name not in self.parameters:
             self.variables.pin(flows if wide else ())
             return
-        sizes: list[Flows | int] = list(shape)
-        if wide:
+        sizes: list[Flows | int] = list(shape_of(bare))
+        if wide and shaped is bare:
             sizes[axis] = flows
+        elif wide:
+            sizes[sizes.index(shape[axis])] = flows
+            self._rewrite(shaped, torch.reshape, (*shape[:axis], -1, *shape[len(shape) + axis + 1 :]))
         if self.tensors.setdefault(name, tuple(sizes)) != tuple(sizes):  # used elsewhere, with other channels
             self._kept_bare(bare)
             self.variables.pin(flows)
@@ -458,8 +477,7 @@ class _Tracer:
 
     def _rewrite(self, node: fx.Node, function: Callable[..., Any], *arguments: Any) -> None:
         """`x.view(-1, 1280)` states a size that pruning changes; `function` does the same without."""
-        source = self._source(node)
-        node.op, node.target, node.args, node.kwargs = "call_function", function, (source, *arguments), {}
+        node.op, node.target, node.args, node.kwargs = "call_function", function, (node.all_input_nodes[0], *arguments), {}
 
     def _new(self, node: fx.Node, size: int) -> Flows:
         return (self.variables.new(size, str(node.target)),)
@@ -513,6 +531,14 @@ class _Tracer:
         stack = node.meta.get("nn_module_stack")
         owner = str(node.target) if node.op == "call_module" else (next(reversed(stack)) if stack else "forward()")
         return f"layer '{owner}' (operation '{node.name}')"
+
+
+def _lies_along_one_axis(node: fx.Node) -> bool:
+    """Whether a node gives a bare parameter in another shape, all of it along one axis before and after."""
+    shapes_it = node.target in operations.RESHAPING_FUNCTIONS | operations.UNSQUEEZING_FUNCTIONS
+    if not shapes_it or node.all_input_nodes[0].op != "get_attr":
+        return False
+    return all(math.prod(shape) == max(shape, default=1) for shape in (shape_of(node), shape_of(node.all_input_nodes[0])))
 
 
 def _spelt_out(index: Any, rank: int) -> tuple[Any, ...]:

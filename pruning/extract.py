@@ -14,6 +14,12 @@ from latency.axis import mesh
 from latency.network import Network
 
 
+SIZES = (
+    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters", "normalized_shape",
+)  # fmt: skip
+"""What layers say of their widths."""
+
+
 def extract(network: Network, widths: Any, state: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
     """The structure `widths` (int[L]) as a module of its own, in eval mode.
 
@@ -45,11 +51,13 @@ def in_own_class(module: nn.Module, structure: nn.Module, input_shape: tuple[int
     """
     own = copy.deepcopy(module).eval()
     for name, layer in structure.named_modules():
-        if name and not any(layer.children()) and type(layer) is not nn.Module:  # a holder of bare parameters
+        if name and type(layer) is type(own.get_submodule(name)):
             own.set_submodule(name, copy.deepcopy(layer))
-    for name, parameter in structure.named_parameters():
+        elif name:  # of a class derived from the layer's; or one that only holds others
+            vars(own.get_submodule(name)).update({size: getattr(layer, size) for size in SIZES if hasattr(layer, size)})
+    for name, tensor in [*structure.named_parameters(), *structure.named_buffers()]:
         owner, _, attribute = name.rpartition(".")
-        setattr(own.get_submodule(owner), attribute, copy.deepcopy(parameter))
+        setattr(own.get_submodule(owner), attribute, copy.deepcopy(tensor))
     own.to(memory_format=torch.contiguous_format)  # a class may use view where the trace knows to reshape
     images = torch.randn(input_shape, generator=torch.Generator().manual_seed(0))
     try:
