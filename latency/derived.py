@@ -1,5 +1,5 @@
-"""Layers that derive from torch's or imitate them: where a class calls a function of torch with parameters of its own, as timm's
-BN with an activation does, or its convolution padded as TensorFlow pads, the graph gets torch's own layer."""
+"""Layers that derive from torch's or imitate them: where a class calls a function of torch with parameters of its own (timm's
+BN with an activation does, and its convolution padded as TensorFlow pads), the graph gets torch's own layer."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def lift(module: fx.GraphModule) -> None:
         given: dict[str, Any] = dict(zip(function.arguments, node.args[1:], strict=False)) | node.kwargs
         given = {name: value for name, value in given.items() if value is not None}
         sources = {name: given.pop(name) for name in function.tensors & given.keys()}
+        given.pop("normalized_shape", None)  # the weight's
         owner = _owner(sources)
-        if not owner or len(node.all_input_nodes) > 1 + len(sources) or any(readers[f"{owner}.{name}"] > 1 for name in sources):
+        if not owner or _computed(given) or any(readers[f"{owner}.{name}"] > 1 for name in sources):
             continue
         holder = module.get_submodule(owner)
         tensors = {name: getattr(holder, name) for name in sources}
@@ -57,6 +58,13 @@ def _owner(sources: Mapping[str, Any]) -> str:
     return owner if all(node.target == f"{owner}.{name}" for name, node in sources.items()) else ""
 
 
+def _computed(settings: Mapping[str, Any]) -> bool:
+    """Whether any of them is not known beforehand."""
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(list(settings.values()), nodes.append)
+    return bool(nodes)
+
+
 def _filled(layer: nn.Module, holder: nn.Module) -> nn.Module:
     """`layer` with all that `holder` holds."""
     for name, tensor in [*holder.named_parameters(recurse=False), *holder.named_buffers(recurse=False)]:
@@ -73,7 +81,7 @@ def _trained(tensors: Tensors) -> bool:
 
 def _conv(tensors: Tensors, rank: int, groups: int = 1, **settings: Any) -> nn.Module | None:
     outputs, inputs, *window = tensors["weight"].shape
-    return nn.Conv2d(inputs * groups, outputs, tuple(window), groups=groups, bias="bias" in tensors, **settings)
+    return nn.Conv2d(inputs * groups, outputs, (window[0], window[1]), groups=groups, bias="bias" in tensors, **settings)
 
 
 def _linear(tensors: Tensors, rank: int) -> nn.Module | None:
@@ -89,7 +97,7 @@ def _batchnorm(tensors: Tensors, rank: int, training: bool = False, **settings: 
 
 
 def _layernorm(tensors: Tensors, rank: int, **settings: Any) -> nn.Module | None:
-    return nn.LayerNorm(bias="bias" in tensors, **settings)
+    return nn.LayerNorm(tensors["weight"].shape, bias="bias" in tensors, **settings)
 
 
 def _prelu(tensors: Tensors, rank: int) -> nn.Module | None:

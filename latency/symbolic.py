@@ -88,17 +88,14 @@ class _SymbolicTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **rest: Any) -> Any:
         """Inputs but the first are what they are by default."""
-        if kind == "placeholder" and any(node.op == kind for node in self.graph.nodes):
-            if target.startswith("*"):
-                return {} if target.startswith("**") else ()
-            if args:
-                return args[0]
+        if kind == "placeholder" and args and any(node.op == kind for node in self.graph.nodes):
+            return args[0]
         return super().create_proxy(kind, target, args, kwargs, *more, **rest)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.plain(obj))
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
         return iter([obj[place] for place in range(len(self.plain(obj)))])
 
     def plain(self, proxy: fx.Proxy) -> Any:

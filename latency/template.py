@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from latency.axis import AnyAxis, Axis, concatenated, equal_part, kept, mesh
 from latency.errors import TraceError
@@ -40,6 +41,9 @@ def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelPr
     """Export `module` in eval mode, BN folded, parameters keeping their names.
 
     It is exported from contiguous memory: weights that lie channels last leave layout operations in the graph.
+
+    Raises:
+        TraceError: PyTorch cannot export it.
     """
     import torch
 
@@ -56,12 +60,23 @@ def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelPr
                 module, (image,), dynamo=True, verbose=False, opset_version=OPSET, input_names=["images"],
                 output_names=["scores"],
             )  # fmt: skip
+        except Exception as error:  # the exporter's, for whatever it meets
+            raise TraceError(
+                f"PyTorch cannot export the network to ONNX: {_root_cause(error)} Write that part of forward() "
+                "with other operations."
+            ) from error
         finally:
             logger.setLevel(level)
     assert program is not None
     model = program.model_proto
     _drop_restriding(model)
     return model
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0]
 
 
 def _drop_restriding(model: onnx.ModelProto) -> None:
@@ -90,12 +105,18 @@ class Template:
 
     def __init__(self, name: str, signature: str, module: nn.Module, input_shape: tuple[int, ...], tensors: Tensors) -> None:
         model = export_onnx(module, input_shape)
+        _compute_weights(model)
         _add_missing_biases(model.graph)
         _unshare_weights(model.graph)
         self.channels, self._sliced = _annotate(model, name, input_shape[1], tensors)
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
-        self._skeleton = _skeleton(model, self._weights, self._sliced, self.channels)
+        self._resized = {
+            node.input[3]: self.channels[node.output[0]]
+            for node in model.graph.node
+            if node.op_type == "Resize" and node.input[3:] and self.channels[node.output[0]].genes
+        }
+        self._skeleton = _skeleton(model, self._weights, {*self._sliced, *self._resized}, self.channels)
         self._skeleton.metadata_props.add(key=SIGNATURE_KEY, value=signature)
 
     def build(self, widths: np.ndarray) -> bytes:
@@ -103,12 +124,16 @@ class Template:
         model = onnx.ModelProto()
         model.CopyFrom(self._skeleton)
         for node in model.graph.node:
-            if node.op_type == "Conv":
+            if node.op_type == "Conv" and node.input[1] in self._sliced:
                 _set_groups(node, self._sliced[node.input[1]], widths)
         for name, axes in self._sliced.items():
             model.graph.initializer.append(
                 numpy_helper.from_array(np.ascontiguousarray(self._weights[name][mesh(kept(axes, widths))]), name)
             )
+        for name, axis in self._resized.items():
+            batch, _, *image = self._weights[name]
+            sizes = np.array([batch, axis.length(widths), *image], dtype=np.int64)
+            model.graph.initializer.append(numpy_helper.from_array(sizes, name))
         return model.SerializeToString()
 
     @cached_property
@@ -126,6 +151,28 @@ class Template:
         return axis if axis is not None and axis.genes else Axis(size)
 
 
+def _compute_weights(model: onnx.ModelProto) -> None:
+    """Weights that the graph computes from others, standardised ones, say, become initializers, as runtimes make of them."""
+    graph, known, constant = model.graph, {tensor.name for tensor in model.graph.initializer}, []
+    for node in graph.node:
+        if known.issuperset(name for name in node.input if name):
+            constant.append(node)
+            known.update(node.output)
+    made = {name for node in constant for name in node.output}
+    wanted = sorted({name for node in graph.node if node.op_type in PRODUCTS for name in node.input[1:] if name in made})
+    if not wanted:
+        return
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted]
+    alone = onnx.helper.make_graph(constant, graph.name, [], outputs, graph.initializer)
+    evaluator = ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=model.opset_import, ir_version=model.ir_version))
+    for name, array in zip(wanted, evaluator.run(None, {}), strict=True):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    for node in reversed(constant):
+        read = {name for other in graph.node for name in other.input}
+        if set(wanted).issuperset(node.output) or not read.intersection(node.output):
+            graph.node.remove(node)
+
+
 def _add_missing_biases(graph: onnx.GraphProto) -> None:
     """Zero biases where the export left them out: an untrained network has none, a trained one runs with them."""
     dims = {tensor.name: tensor.dims for tensor in graph.initializer}
@@ -141,7 +188,7 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     reader: dict[str, int] = {}
     for number, node in enumerate(graph.node):
-        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE:
+        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | {"Resize"}:
             continue
         first = 2 if node.op_type in ("Conv", "Gemm") else 0  # their weights keep their parameters' names
         for position, name in list(enumerate(node.input))[first:]:
@@ -216,9 +263,9 @@ def _at(place: int, axis: AnyAxis, sizes: tuple[int, ...]) -> tuple[AnyAxis, ...
 
 
 def _skeleton(
-    model: onnx.ModelProto, weights: dict[str, np.ndarray], sliced: Tensors, channels: Mapping[str, AnyAxis]
+    model: onnx.ModelProto, weights: dict[str, np.ndarray], changing: set[str], channels: Mapping[str, AnyAxis]
 ) -> onnx.ModelProto:
-    """The graph without anything that depends on the widths."""
+    """The graph without anything that depends on the widths; `changing` are the initializers that do."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model)
     graph = skeleton.graph
@@ -228,7 +275,7 @@ def _skeleton(
     for name, array in weights.items():
         if name in flattening and len(array) in (2, 3):  # to (N, features) or to (N, channels, positions)
             array = np.array([array[0], -1, *array[2:]], dtype=np.int64)
-        if name not in sliced:
+        if name not in changing:
             graph.initializer.append(numpy_helper.from_array(array, name))
     for node in graph.node:
         del node.metadata_props[:]

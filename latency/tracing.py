@@ -301,8 +301,14 @@ class _Tracer:
         name = str(node.target)
         for tensor in ("weight", "bias", "running_mean", "running_var"):
             if getattr(module, tensor) is not None:
-                self.tensors[f"{name}.{tensor}"] = (flows,)
+                self._for_each(flows, f"{name}.{tensor}")
         return Channels(flows)
+
+    def _for_each(self, flows: Flows, name: str) -> None:
+        """A tensor of so many entries; where it was used before, these are the same channels."""
+        (known,) = self.tensors.setdefault(name, (flows,))
+        assert not isinstance(known, int)
+        self.variables.join(known, flows)
 
     def _layernorm(self, node: fx.Node, module: nn.LayerNorm) -> Channels:
         """Over the channels only. Derived classes are taken to find these wherever they lie."""
@@ -313,8 +319,8 @@ class _Tracer:
             raise _Unfollowed(f"is a {type(module).__name__} over {tuple(module.normalized_shape)}")
         if not module.elementwise_affine:
             self.variables.pin(channels.flows)  # nothing would say what is left of them
-        for tensor, _ in module.named_parameters():
-            self.tensors[f"{node.target}.{tensor}"] = (channels.flows,)
+        for tensor, _ in module.named_parameters(recurse=False):
+            self._for_each(channels.flows, f"{node.target}.{tensor}")
         return channels
 
     def _pass(self, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -333,7 +339,7 @@ class _Tracer:
             self.tensors[f"{node.target}.weight"] = (1,)
             return self._input(node)
         flows = self._input_on(node, 1)
-        self.tensors[f"{node.target}.weight"] = (flows,)
+        self._for_each(flows, f"{node.target}.weight")
         return Channels(flows)
 
     def _join(self, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -492,13 +498,16 @@ class _Tracer:
         taps: int,
         window: tuple[int, ...] = (),
     ) -> None:
+        """Called once more, it reads and makes the same channels as before."""
         name = str(node.target)
-        if name in self.layers:
-            raise self._error(node, "is called more than once", "Give every call a layer of its own.")
-        self.layers[name] = (kind, inputs, outputs, taps)
-        self.tensors[f"{name}.weight"] = (outputs, inputs, *window)
+        _, before, made, times = self.layers.get(name, (kind, inputs, outputs, 0))
+        self.variables.join(made, outputs)
+        if not isinstance(before, int) and not isinstance(inputs, int):
+            self.variables.join(before, inputs)
+        self.layers[name] = (kind, before, made, times + taps)
+        self.tensors[f"{name}.weight"] = (made, before, *window)
         if module.bias is not None:
-            self.tensors[f"{name}.bias"] = (outputs,)
+            self.tensors[f"{name}.bias"] = (made,)
 
     def _carriers(self, node: fx.Node) -> list[fx.Node]:
         """Those inputs that have channels."""

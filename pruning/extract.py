@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from latency.axis import mesh
 from latency.network import Network
 
-
 SIZES = (
-    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters", "normalized_shape",
+    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters",
+    "normalized_shape",
 )  # fmt: skip
 """What layers say of their widths."""
 
@@ -105,7 +105,7 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
         return type(module)(channels, module.eps, module.momentum, module.affine, module.track_running_stats)
     if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
         norm = copy.deepcopy(narrowed(module, normalized_shape=network.kept_shape(f"{name}.weight", widths)))
-        for tensor, parameter in module.named_parameters():
+        for tensor, parameter in module.named_parameters(recurse=False):
             setattr(norm, tensor, _sliced(network, f"{name}.{tensor}", parameter, widths))
         return norm
     return copy.deepcopy(module)

@@ -8,6 +8,7 @@ of the full one). With BN after every convolution, as in all of the paper's netw
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -28,10 +29,11 @@ def normalised(network: Network) -> Network:
         return network
     module, tensors, parameters = copy.deepcopy(network.module), dict(network.tensors), list(network.parameter_names)
     outputs = {layer.name: layer.outputs for layer in network.layers}
+    calls = Counter(node.target for node in module.graph.nodes)
     for node in list(module.graph.nodes):
         convolution = _module(module, node)
-        if not isinstance(convolution, nn.Conv2d):
-            continue
+        if not isinstance(convolution, nn.Conv2d) or calls[node.target] > 1:
+            continue  # one that is called twice could not take two of them in
         name = f"{node.target}{ADDED}"
         bn = nn.BatchNorm2d(convolution.out_channels)
         module.add_submodule(name, bn)

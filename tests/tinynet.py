@@ -1,5 +1,8 @@
 """A network small enough to measure, train and search in seconds, with everything in it that joins widths."""
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
@@ -143,16 +146,112 @@ def halves(num_classes: int = 10) -> nn.Module:
     return Halves(num_classes)
 
 
-class Twice(nn.Module):
-    """One convolution, called twice: it cannot be traced."""
+class NormAct(nn.BatchNorm2d):
+    """BN and an activation in one, as in timm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            raise ValueError(f"expected 4 axes, not {x.ndim}")
+        momentum = 1.0 if self.momentum is None else self.momentum
+        own = (self.running_mean, self.running_var, self.weight, self.bias)
+        return self.act(F.batch_norm(x, *own, self.training, momentum, self.eps))
+
+
+class PaddedConv(nn.Conv2d):
+    """Pads as TensorFlow does: as much as this input needs, half a pixel more on the right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding: list[int] = []
+        for size, window, stride in zip(x.shape[:1:-1], self.weight.shape[:1:-1], self.stride[::-1], strict=True):
+            missing = max((math.ceil(size / stride) - 1) * stride + window - size, 0)
+            padding += [missing // 2, missing - missing // 2]
+        return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Standardised(nn.Conv2d):
+    """Its weights are computed from its parameters, whatever their scale (as in BiT and NFNets): it keeps its channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(self.weight, (1, 2, 3), keepdim=True)
+        return F.conv2d(x, (self.weight - mean) / (deviation + 1e-3), self.bias)
+
+
+class Scaled(nn.Module):
+    """A layer of [N, C, H, W] with a norm over channels and a scale for each, written out."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(channels) + 0.5), nn.Parameter(torch.rand(channels))
+        self.slope, self.scale = nn.PReLU(channels), nn.Parameter(torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], self.weight, self.bias).permute(0, 3, 1, 2)
+        return x + F.prelu(y, self.slope.weight) * self.scale.view(1, self.scale.shape[0], 1, 1)
+
+
+class Derived(nn.Module):
+    """Layers of classes that derive from torch's, or imitate them; a forward() that decides by sizes."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.stem, self.shared, self.classifier = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, num_classes)
+        self.stem = nn.Sequential(PaddedConv(3, 16, 3, 2, bias=False), NormAct(16))
+        self.depthwise = nn.Sequential(PaddedConv(16, 16, 5, 2, groups=16, bias=False), NormAct(16))
+        self.wide, self.scaled = nn.Sequential(nn.Conv2d(16, 24, 1, bias=False), NormAct(24)), Scaled(24)
+        self.classifier = nn.Linear(24, num_classes)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.scaled(self.wide(self.depthwise(self.stem(x))))
+        if mask is not None:
+            x = x * mask
+        height, width = x.shape[2:]
+        if min(height, width) > 1:
+            x = F.avg_pool2d(x, (height // 2, int(width / 2)))
+        return F.linear(x.mean((2, 3)), self.classifier.weight, self.classifier.bias)
+
+
+def derived(num_classes: int = 10) -> nn.Module:
+    return Derived(num_classes)
+
+
+class Twice(nn.Module):
+    """A head that two scales share, but for one of its BN."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem, self.fine, self.coarse = conv_bn(3, 12, 3, 2), nn.Conv2d(12, 16, 1), nn.Conv2d(12, 16, 3, 2, 1)
+        self.shared, self.norms = nn.Conv2d(16, 24, 3, padding=1, bias=False), nn.ModuleList(nn.BatchNorm2d(24) for _ in "12")
+        self.depthwise, self.act = nn.Sequential(*conv_bn(24, 24, 3, groups=24)), nn.PReLU(24)
+        self.classifier = nn.Linear(24, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.shared(self.shared(self.stem(x))).mean((2, 3)))
+        x = self.stem(x).relu()
+        scales = zip((self.fine(x), self.coarse(x)), self.norms, strict=True)
+        heads = [self.act(self.depthwise(norm(self.shared(y)).relu())) for y, norm in scales]
+        return sum(self.classifier(head.mean((2, 3))) for head in heads)
 
 
 def twice(num_classes: int = 10) -> nn.Module:
     return Twice(num_classes)
+
+
+class Deciding(nn.Module):
+    """It looks at the image to know what to do: it cannot be traced."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem, self.classifier = nn.Conv2d(3, 8, 1), nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).mean((2, 3))
+        return self.classifier(x if x.sum() > 0 else -x)
+
+
+def deciding(num_classes: int = 10) -> nn.Module:
+    return Deciding(num_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,45 +12,74 @@ from latency.errors import MillipruneError, reported_by_command
 from search import options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
 Option = typer.Option
+LIBRARIES = ("torchvision", "timm")
 
 
 def main(
     network: Annotated[
         list[str] | None,
         Option(help="mobilenet_v1, a torchvision model, or package.module:function; may be given several times, and then what "
-               "keeps its channels is listed (default: all of torchvision's)."),
+               "keeps its channels is listed (default: all of a library's)."),
     ] = None,
+    library: Annotated[str, Option(help="torchvision, or timm (an hour).")] = "torchvision",
     input_size: options.InputSize = 224,
 ) -> None:  # fmt: skip
     """One line a network: its genes, or the first thing that cannot be followed."""
     with reported_by_command():
-        from torchvision import models
-
         warnings.simplefilter("ignore")
-        known = models.list_models(module=models)
-        names = network or known
-        modules = ((name, _shapes_of(name) if name in known else _loaded(name)) for name in names)
-        traced = sum(_traces(name, module, input_size, detailed=bool(network)) for name, module in modules)
-        print(f"{traced} of {len(names)} trace")
+        logging.disable()  # timm names models that it has renamed
+        networks = _named(network, input_size) if network else _all_of(library, input_size)
+        traced = [_traces(*one, detailed=bool(network)) for one in networks]
+        print(f"{sum(traced)} of {len(traced)} trace")
 
 
-def _shapes_of(name: str) -> nn.Module:
-    """One of torchvision's, without weights: shapes are enough, but regnets compute theirs."""
+def _named(names: list[str], size: int) -> Iterator[tuple[str, nn.Module, int]]:
+    from pruning.networks import load
+
+    for name in names:
+        yield name, load(name), size
+
+
+def _all_of(library: str, size: int) -> Iterator[tuple[str, nn.Module, int]]:
+    if library == "torchvision":
+        return _of_torchvision(size)
+    if library == "timm":
+        return _of_timm()
+    raise MillipruneError(f"library '{library}' is unknown; expected one of {', '.join(LIBRARIES)}.")
+
+
+def _of_torchvision(size: int) -> Iterator[tuple[str, nn.Module, int]]:
+    """Without weights: shapes are enough, but regnets compute theirs."""
     import torch
     from torchvision import models
 
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with torch.device("cpu" if name.startswith("regnet") else "meta"):
-        return models.get_model(name, weights=None, **options)
+    for name in models.list_models(module=models):
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        with torch.device("cpu" if name.startswith("regnet") else "meta"):
+            module = models.get_model(name, weights=None, **options)
+        yield name, module, size
 
 
-def _loaded(name: str) -> nn.Module:
-    from pruning.networks import load
+def _of_timm() -> Iterator[tuple[str, nn.Module, int]]:
+    """For images of the size each was made for. Some compute with their weights when they are made."""
+    import torch
 
-    return load(name)
+    try:
+        import timm
+    except ImportError as error:
+        raise MillipruneError("timm is not installed; pip install timm.") from error
+    for name in timm.list_models():
+        try:
+            with torch.device("meta"):
+                module = timm.create_model(name)
+        except (RuntimeError, NotImplementedError):
+            module = timm.create_model(name)
+        yield name, module, (timm.get_pretrained_cfg_value(name, "input_size") or (3, 224, 224))[1]
 
 
 def _traces(name: str, module: nn.Module, size: int, *, detailed: bool) -> bool:

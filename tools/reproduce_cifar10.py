@@ -128,8 +128,11 @@ def _chosen(
     uniform = uniform_near(network, experiment.predict, spent)[0]
     counted = _by_macs(experiment, search, evolution, spent, float(network.macs(uniform)))
     chosen = {
-        "MetaPruning by latency": guided.widths, "MetaPruning by MACs": counted.widths, "random search": drawn.widths,
-        "uniform": uniform, "unpruned": network.max_widths,
+        "MetaPruning by latency": guided.widths,
+        "MetaPruning by MACs": counted.widths,
+        "random search": drawn.widths,
+        "uniform": uniform,
+        "unpruned": network.max_widths,
     }  # the dearest training last
     scores = [evaluate(np.array(widths)) for widths in chosen.values()]
     latency_ms = measured_ms(experiment.device, network, np.array(list(chosen.values())))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from tinynet import NormAct, PaddedConv, Scaled, Standardised
 from torch import Tensor, nn
 
 import latency
@@ -163,6 +164,18 @@ class Kept(Step):
         return self.after(tokens.transpose(1, 2).reshape(-1, 4, 8, 8))
 
 
+class Own(Step):
+    """Layers of classes that are not torch's own."""
+
+    def __init__(self, channels: int, how: int) -> None:
+        super().__init__(channels)
+        kinds = (NormAct, Scaled, lambda channels: PaddedConv(channels, channels, 3, groups=channels), Standardised)
+        self.layer = kinds[how](channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
 few, choice = st.sampled_from([2, 4, 6]), st.integers(0, 5)
 STEPS = st.one_of(
     st.tuples(st.just(Convolved), st.tuples(few, st.sampled_from([1, 3]), st.booleans())),
@@ -175,6 +188,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Viewed), st.tuples(choice)),
     st.tuples(st.just(Halved), st.tuples(few, choice)),
     st.tuples(st.just(Kept), st.tuples(choice)),
+    st.tuples(st.just(Own), st.tuples(st.integers(0, 3))),
 )
 
 

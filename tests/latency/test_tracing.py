@@ -161,10 +161,58 @@ class Branches(nn.Module):
         return self.tail(self, self.stem(x))
 
 
+def test_layers_that_derive_from_torchs_are_pruned(rng, random_widths) -> None:
+    """The trace has torch's own layers in their places, and an input less for each that has a default."""
+    from tinynet import Derived
+
+    module = Derived()
+    net = latency.trace(module, (2, 3, 32, 32), align=1)
+    assert not net.unfollowed
+    assert [(gene.name, gene.max_width) for gene in net.genes] == [("stem.0", 16), ("wide.0", 24)]
+    assert set(net.parameter_names) == {name for name, _ in module.named_parameters()}
+    kinds = {name: type(layer) for name, layer in net.module.named_modules() if name in ("stem.0", "stem.1", "scaled.slope")}
+    assert kinds == {"stem.0": nn.Conv2d, "stem.1": nn.BatchNorm2d, "scaled.slope": nn.PReLU}
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(extract(net, net.max_widths, module.state_dict())(images), module.eval()(images))
+
+
+def test_calls_of_one_layer_share_their_channels() -> None:
+    from tinynet import Twice
+
+    net = latency.trace(Twice(), (1, 3, 32, 32), align=1)
+    assert [(gene.name, gene.max_width) for gene in net.genes] == [("stem.0", 12), ("fine", 16), ("shared", 24)]
+    once = latency.trace(Branches(lambda m, x: m.linear(m.second(x).mean((2, 3)))), (1, 3, 16, 16), align=1)
+    again = latency.trace(Branches(lambda m, x: m.linear(m.second(m.second(x)).mean((2, 3)))), (1, 3, 16, 16), align=1)
+    assert [gene.name for gene in once.genes] == ["stem", "second"]
+    assert [gene.name for gene in again.genes] == ["stem"]
+    assert again.macs([5]) == once.macs([5, 5]) + 5 * 5 * 9 * 16 * 16
+    assert again.params([5]) == once.params([5, 5])
+
+
 @pytest.mark.parametrize(
     ("tail", "named"),
     [
-        (lambda m, x: m.second(m.second(x)), "'second'"),
+        (lambda m, x: F.conv2d(F.conv2d(x, m.second.weight), m.second.weight), "'second.weight'"),
+        (lambda m, x: F.conv2d(x, m.second.weight, m.linear.bias[:1].expand(8)), "'second.weight'"),
+        (lambda m, x: F.conv2d(x, m.second.weight, groups=m.second.weight.size(0) // 8), "'second.weight'"),
+        (lambda m, x: F.batch_norm(x, m.mean, m.mean + 1, training=True), "mean"),
+        (lambda m, x: F.layer_norm(x, x.shape[-1:]), "layer_norm"),
+    ],
+)
+def test_functions_with_weights_that_no_layer_could_hold_keep_them(tail, named: str) -> None:
+    module = Branches(tail)
+    module.register_buffer("mean", torch.zeros(8))
+    net = latency.trace(module, (1, 3, 16, 16), align=1)
+    assert named in "; ".join(net.unfollowed)
+    images = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(extract(net, net.max_widths, net.module.state_dict())(images), module.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("tail", "named"),
+    [
+        (lambda m, x: next(iter(x)), "control flow"),
+        (lambda m, x: x[:, :, : int(x.sum())], "control flow"),
         (lambda m, x: x if x.sum() > 0 else -x, "control flow"),
         (lambda m, x: x.flatten(1) @ torch.zeros(3, 3), "does not run"),
     ],

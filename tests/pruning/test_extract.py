@@ -72,6 +72,8 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
         "shufflenet_v2_x0_5",
         "tinynet:tiny_convnext",
         "tinynet:halves",
+        "tinynet:derived",
+        "tinynet:twice",
     ],
 )
 def test_a_structure_in_the_users_own_class(name: str, rng, random_widths, awake) -> None:
