@@ -26,7 +26,7 @@ def main(
         Option(help="mobilenet_v1, a torchvision model, or package.module:function; may be given several times, and then what "
                "keeps its channels is listed (default: all of a library's)."),
     ] = None,
-    library: Annotated[str, Option(help="torchvision, or timm (an hour).")] = "torchvision",
+    library: Annotated[str, Option(help="torchvision, or timm: one network of each of its files.")] = "torchvision",
     input_size: options.InputSize = 224,
 ) -> None:  # fmt: skip
     """One line a network: its genes, or the first thing that cannot be followed."""
@@ -66,14 +66,14 @@ def _of_torchvision(size: int) -> Iterator[tuple[str, nn.Module, int]]:
 
 
 def _of_timm() -> Iterator[tuple[str, nn.Module, int]]:
-    """For images of the size each was made for. Some compute with their weights when they are made."""
+    """The first of each architecture, for images of the size it was made for. Some compute with their weights at once."""
     import torch
 
     try:
         import timm
     except ImportError as error:
         raise MillipruneError("timm is not installed; pip install timm.") from error
-    for name in timm.list_models():
+    for name in (timm.list_models(module=module)[0] for module in timm.list_modules()):
         try:
             with torch.device("meta"):
                 module = timm.create_model(name)
