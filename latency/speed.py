@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+DIFFERS = 0.05
+"""Relative difference in the core's speed that is said."""
+
 
 def at_speed(latency_ms: Any, core_ms: Any, wanted_core_ms: float) -> np.ndarray:
     """float64[P]: what `latency_ms` would have been at another speed of the core; unchanged where either speed is unknown.
@@ -25,6 +28,12 @@ def at_speed(latency_ms: Any, core_ms: Any, wanted_core_ms: float) -> np.ndarray
     ratio = wanted_core_ms / np.asarray(core_ms, dtype=np.float64)
     result: np.ndarray = np.asarray(latency_ms) * np.where(np.isnan(ratio), 1.0, ratio)
     return result
+
+
+def difference(ratio: float) -> str:
+    """What there is to say of a core that took `ratio` times as long as when a table was measured; "" where that is hardly
+    another time, or unknown."""
+    return f"the core took {ratio:.2f} × as long as when the table was measured" if abs(ratio - 1) > DIFFERS else ""
 
 
 def typical(core_ms: Any) -> float:

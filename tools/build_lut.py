@@ -48,6 +48,7 @@ def main(
             raise MillipruneError(f"--minutes {minutes} given with --coverage {coverage}; it needs --coverage adaptive.")
         from latency import open_device, trace
         from latency.alignment import alignment_of
+        from latency.speed import difference, typical
         from latency.table import REFUSED, LatencyTable
         from pruning.networks import load
 
@@ -58,12 +59,14 @@ def main(
             traced = trace(module, (batch, 3, input_size, input_size), align=multiple, name=name)
             print(f"{name}: {len(traced.genes)} genes, widths in multiples of {multiple}")
             table = LatencyTable.open(out, opened.fingerprint())
-            begun, before = time.monotonic(), len(table)
+            begun, before, usual_core_ms = time.monotonic(), len(table), table.core_ms
             table = _built(opened, traced, table, coverage, minutes)
+            core = difference(typical(table.structures["core_ms"][before:]) / usual_core_ms)
             print(
                 f"{name}: {len(table) - before} structures measured in {time.monotonic() - begun:.1f} s; "
                 f"{table.path} now holds {len(table)}, {table.structures['stable'].mean():.1%} of them stable"
                 + (f"; {len(table.refused)} refused, see {table.path / REFUSED}" if table.refused else "")
+                + (f"; {core}: somebody else's work?" if core else "")
             )
 
 

@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latency.errors import MeasurementError, reported_by_command
+from latency.speed import difference
 from search import options
 
 if TYPE_CHECKING:
     from latency.predictor import LatencyPredictor
-
-
-CORE_DIFFERS = 0.05
-"""Relative difference in the core's speed that is said."""
 
 
 def main(
@@ -52,7 +49,7 @@ def main(
         rows = {}
         for name, measured in zip(models, opened.measure_all(list(models.values())), strict=True):
             rows[name] = {"measured_ms": measured.latency_ms, "stable": measured.stable} | _predicted(predictor, models[name])
-            if predictor is not None and not math.isnan(core := measured.core_ms / predictor.table.core_ms):
+            if not math.isnan(core := measured.core_ms / table.core_ms):
                 rows[name]["core"] = core
             print(f"{name}: {_said(rows[name])}", flush=True)
         if json_file:
@@ -93,8 +90,8 @@ def _predicted(predictor: LatencyPredictor | None, model: bytes) -> dict[str, An
 
 def _said(row: dict[str, Any]) -> str:
     said = f"{row['measured_ms']:.4g} ms" + ("" if row["stable"] else " (disturbed, measure again)")
-    if abs(row.get("core", 1.0) - 1) > CORE_DIFFERS:
-        said += f" (the core took {row['core']:.2f} × as long as when the table was measured)"
+    if core := difference(row.get("core", 1.0)):
+        said += f" ({core})"
     if "predicted_ms" in row:
         said += f"; predicted {row['predicted_ms']:.4g} ms ({row['low_ms']:.4g} … {row['high_ms']:.4g})"
     if row.get("guessed"):

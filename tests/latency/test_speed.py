@@ -12,7 +12,7 @@ from latency.build import build_table
 from latency.coverage import quick_plan
 from latency.kept import KeptMeasurements
 from latency.predictor import LatencyPredictor
-from latency.speed import at_speed, typical
+from latency.speed import at_speed, difference, typical
 from latency.table import LatencyTable
 from latency.validation import measured_against_predicted, summary
 
@@ -69,6 +69,12 @@ def test_milliseconds_change_as_those_of_the_fixed_computation_do(pairs: list[tu
     np.testing.assert_array_equal(moved[~known], latency_ms[~known])
     np.testing.assert_array_equal(at_speed(latency_ms, core_ms, math.nan), latency_ms)
     np.testing.assert_allclose(at_speed(moved, np.full(len(pairs), wanted), wanted), moved)
+
+
+def test_a_difference_in_speed_is_said_where_there_is_one() -> None:
+    assert "1.31 ×" in difference(1.312)
+    assert "0.90 ×" in difference(0.9)
+    assert difference(1.04) == difference(math.nan) == ""
 
 
 def test_what_is_typical_is_the_median_of_what_is_known() -> None:
