@@ -100,6 +100,11 @@ def _layernorm(tensors: Tensors, rank: int, **settings: Any) -> nn.Module | None
     return nn.LayerNorm(tensors["weight"].shape, bias="bias" in tensors, **settings)
 
 
+def _groupnorm(tensors: Tensors, rank: int, num_groups: int, **settings: Any) -> nn.Module | None:
+    both = tensors.keys() == {"weight", "bias"}
+    return nn.GroupNorm(num_groups, len(tensors["weight"]), **settings) if both else None
+
+
 def _prelu(tensors: Tensors, rank: int) -> nn.Module | None:
     return nn.PReLU(len(tensors["weight"]))
 
@@ -113,5 +118,6 @@ _FUNCTIONS: dict[Any, _Function] = {
         _AFFINE | {"running_mean", "running_var"}, _batchnorm,
     ),
     F.layer_norm: _Function(("normalized_shape", "weight", "bias", "eps"), _AFFINE, _layernorm),
+    F.group_norm: _Function(("num_groups", "weight", "bias", "eps"), _AFFINE, _groupnorm),
     F.prelu: _Function(("weight",), _AFFINE, _prelu),
 }  # fmt: skip

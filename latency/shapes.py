@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -22,7 +22,8 @@ MOST_SHAPE_VALUES = 64
 
 
 def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes of all values and initializers, inferred where the model does not state them; 0 where a size is open."""
+    """Shapes of all values and initializers, inferred where the model does not state them; 0 where a size is open. What lies
+    inside a group norm is of the shape that it is given."""
     graph = model.graph
     stated = [*graph.input, *graph.value_info, *graph.output]
     produced = {name for node in graph.node for name in node.output if name}
@@ -31,7 +32,32 @@ def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         stated = [*inferred.input, *inferred.value_info, *inferred.output]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     known = [value for value in stated if value.type.tensor_type.HasField("shape")]
-    return shapes | {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in known}
+    shapes |= {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in known}
+    for one in group_norms(graph):
+        inside = (one.reshape.output[0], one.norm.output[0])
+        shapes |= dict.fromkeys(inside, shapes.get(one.reshape.input[0], ()))
+    return shapes
+
+
+class GroupNorm(NamedTuple):
+    """How one is exported: `reshape` to (N, groups, the rest), an instance norm, and the shape of before by `restore`."""
+
+    reshape: onnx.NodeProto
+    norm: onnx.NodeProto
+    restore: onnx.NodeProto
+
+
+def group_norms(graph: onnx.GraphProto) -> list[GroupNorm]:
+    """All of a graph's."""
+    maker = {name: node for node in graph.node for name in node.output}
+    reader = {name: node for node in graph.node for name in node.input}
+    norms = [node for node in graph.node if node.op_type == "InstanceNormalization"]
+    chains = [(maker.get(norm.input[0]), norm, reader.get(norm.output[0])) for norm in norms]
+    return [
+        GroupNorm(before, norm, after)
+        for before, norm, after in chains
+        if before is not None and after is not None and before.op_type == after.op_type == "Reshape"
+    ]
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from latency.axis import AnyAxis, Axis, concatenated, equal_part, kept, mesh
 from latency.errors import TraceError
 from latency.kernels import PRODUCTS, PlacedKernel, find_kernels
-from latency.shapes import attributes_of, channel_axes, static_shapes, whole_numbers
+from latency.shapes import attributes_of, channel_axes, group_norms, static_shapes, whole_numbers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,7 @@ Tensors = Mapping[str, tuple[AnyAxis, ...]]
 OPSET = 20
 NORMS = frozenset({"BatchNormalization", "LayerNormalization"})
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "PRelu"})
+COUNTING = frozenset({"Resize", "Reshape", "InstanceNormalization"})
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata entry in which torch's export says from which module, and from which inside it, a node comes."""
 
@@ -111,12 +112,8 @@ class Template:
         self.channels, self._sliced = _annotate(model, name, input_shape[1], tensors)
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
-        self._resized = {
-            node.input[3]: self.channels[node.output[0]]
-            for node in model.graph.node
-            if node.op_type == "Resize" and node.input[3:] and self.channels[node.output[0]].genes
-        }
-        self._skeleton = _skeleton(model, self._weights, {*self._sliced, *self._resized}, self.channels)
+        self._counting = {name: one for name, one in _counting(model.graph, self.channels).items() if one[0].genes}
+        self._skeleton = _skeleton(model, self._weights, {*self._sliced, *self._counting}, self.channels)
         self._skeleton.metadata_props.add(key=SIGNATURE_KEY, value=signature)
 
     def build(self, widths: np.ndarray) -> bytes:
@@ -130,10 +127,11 @@ class Template:
             model.graph.initializer.append(
                 numpy_helper.from_array(np.ascontiguousarray(self._weights[name][mesh(kept(axes, widths))]), name)
             )
-        for name, axis in self._resized.items():
-            batch, _, *image = self._weights[name]
-            sizes = np.array([batch, axis.length(widths), *image], dtype=np.int64)
-            model.graph.initializer.append(numpy_helper.from_array(sizes, name))
+        for name, (axis, group) in self._counting.items():
+            known, count = self._weights[name], max(1, int(axis.length(widths)) // group)
+            sizes = known.dtype == np.int64
+            array = np.array([known[0], count, *known[2:]]) if sizes else known[:count]
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
         return model.SerializeToString()
 
     @cached_property
@@ -188,7 +186,7 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     reader: dict[str, int] = {}
     for number, node in enumerate(graph.node):
-        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | {"Resize"}:
+        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | COUNTING:
             continue
         first = 2 if node.op_type in ("Conv", "Gemm") else 0  # their weights keep their parameters' names
         for position, name in list(enumerate(node.input))[first:]:
@@ -253,6 +251,19 @@ def _weight_axes(product: onnx.NodeProto, tensors: Tensors) -> tuple[AnyAxis, ..
     scopes: list[str] = ast.literal_eval(notes.get(SCOPES, "['', '']"))
     axes = tensors.get(f"{scopes[-2]}.weight")
     return axes and axes[::-1]
+
+
+def _counting(graph: onnx.GraphProto, channels: Mapping[str, AnyAxis]) -> dict[str, tuple[AnyAxis, int]]:
+    """Initializers that have, or are sizes of which the second is, so many entries as an axis has groups of so many."""
+    resizes = [node for node in graph.node if node.op_type == "Resize" and node.input[3:]]
+    counting = {node.input[3]: (channels[node.output[0]], 1) for node in resizes}
+    numbers = whole_numbers(graph)
+    for one in group_norms(graph):
+        axis = channels[one.restore.output[0]]
+        group = axis.size // int(numbers[one.reshape.input[1]][1])
+        counting |= dict.fromkeys((one.reshape.input[1], *one.norm.input[1:]), (axis, group))
+        counting[one.restore.input[1]] = (axis, 1)
+    return counting
 
 
 def _at(place: int, axis: AnyAxis, sizes: tuple[int, ...]) -> tuple[AnyAxis, ...]:

@@ -102,6 +102,7 @@ class _Tracer:
             (nn.BatchNorm2d, self._batchnorm),
             (nn.BatchNorm1d, self._batchnorm),
             (nn.LayerNorm, self._layernorm),
+            (nn.GroupNorm, self._groupnorm),
             (nn.PReLU, self._prelu),
             (nn.Flatten, self._reshape),
             (nn.GLU, self._glu),
@@ -322,6 +323,20 @@ class _Tracer:
         for tensor, _ in module.named_parameters(recurse=False):
             self._for_each(channels.flows, f"{node.target}.{tensor}")
         return channels
+
+    def _groupnorm(self, node: fx.Node, module: nn.GroupNorm) -> Channels:
+        """Whole groups go, but where there is only one."""
+        flows = self.variables.roots(self._input_on(node, 1))
+        group = module.num_channels // module.num_groups
+        if module.num_groups > 1:
+            if any(self.variables.entries(flow) % group for flow in flows):
+                raise _Unfollowed("is a GroupNorm with groups across a concatenation")
+            self.variables.restrict(flows, group)
+        if module.num_groups > 1 and not module.affine:
+            self.variables.pin(flows)  # nothing would say what is left of them
+        for tensor, _ in module.named_parameters(recurse=False):
+            self._for_each(flows, f"{node.target}.{tensor}")
+        return Channels(flows)
 
     def _pass(self, node: fx.Node, module: nn.Module | None) -> Channels:
         return self._input(node)

@@ -15,7 +15,7 @@ from latency.network import Network
 
 SIZES = (
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters",
-    "normalized_shape",
+    "normalized_shape", "num_groups", "num_channels",
 )  # fmt: skip
 """What layers say of their widths."""
 
@@ -103,6 +103,9 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
         kept = (network.kept_shape(tensor, widths)[0] for tensor in network.tensors if tensor.rpartition(".")[0] == name)
         channels = next(kept, module.num_features)
         return type(module)(channels, module.eps, module.momentum, module.affine, module.track_running_stats)
+    if isinstance(module, nn.GroupNorm) and f"{name}.weight" in network.tensors:
+        (channels,) = network.kept_shape(f"{name}.weight", widths)
+        return nn.GroupNorm(max(1, module.num_groups * channels // module.num_channels), channels, module.eps)
     if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
         norm = copy.deepcopy(narrowed(module, normalized_shape=network.kept_shape(f"{name}.weight", widths)))
         for tensor, parameter in module.named_parameters(recurse=False):

@@ -41,7 +41,7 @@ class PruningNet(nn.Module):
     def __init__(self, network: Network, start: Mapping[str, Tensor], generator: str = "full", hidden: int = HIDDEN) -> None:
         super().__init__()
         self.network = network
-        self._counts_zeros = any(isinstance(module, nn.LayerNorm) for module in network.module.modules())
+        self._counts_zeros = any(map(_counts_zeros, network.module.modules()))
         blocks = block_genes(network)
         make = GENERATORS[generator]
         self.generators = nn.ModuleDict(
@@ -156,6 +156,9 @@ class _Structure(fx.Interpreter):
             return F.prelu(args[0], weight)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=module.eps)
+        if isinstance(module, nn.GroupNorm):
+            groups = max(1, module.num_groups * args[0].shape[1] // module.num_channels)
+            return F.group_norm(args[0], groups, weight, bias, module.eps)
         if isinstance(module, nn.LayerNorm) and weight is not None:
             module = narrowed(module, normalized_shape=tuple(weight.shape))
         own = {name: self.weights[f"{target}.{name}"] for name, _ in module.named_parameters()}
@@ -164,6 +167,11 @@ class _Structure(fx.Interpreter):
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         weight = self.weights.get(target)
         return super().get_attr(target, args, kwargs) if weight is None else weight
+
+
+def _counts_zeros(module: nn.Module) -> bool:
+    """Whether it is a norm over all channels."""
+    return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
 
 
 def _is_pointwise(module: nn.Conv2d) -> bool:

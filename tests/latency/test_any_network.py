@@ -55,6 +55,16 @@ class Normed(Step):
         return self.slope(self.norm(x))
 
 
+class GroupNormed(Step):
+    def __init__(self, channels: int, how: int) -> None:
+        super().__init__(channels)
+        groups = (1, channels, channels // 2 if channels % 2 == 0 else 1)[how % 3]
+        self.norm = nn.GroupNorm(groups, channels, affine=how < 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
 class Added(Step):
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__(channels)
@@ -169,7 +179,9 @@ class Own(Step):
 
     def __init__(self, channels: int, how: int) -> None:
         super().__init__(channels)
-        kinds = (NormAct, Scaled, lambda channels: PaddedConv(channels, channels, 3, groups=channels), Standardised)
+        kinds = (
+            NormAct, Scaled, lambda channels: PaddedConv(channels, channels, 3, groups=channels), Standardised,
+        )  # fmt: skip
         self.layer = kinds[how](channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,6 +193,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Convolved), st.tuples(few, st.sampled_from([1, 3]), st.booleans())),
     st.tuples(st.just(Grouped), st.tuples(few, st.sampled_from([1, 2]))),
     st.tuples(st.just(Normed), st.tuples(st.integers(0, 1))),
+    st.tuples(st.just(GroupNormed), st.tuples(choice)),
     st.tuples(st.just(Added), st.tuples(st.sampled_from([1, 3]))),
     st.tuples(st.just(Joined), st.tuples(few)),
     st.tuples(st.just(Gated), st.tuples(few, st.integers(0, 2))),
@@ -199,7 +212,7 @@ def composed(steps: list[tuple[type[Step], tuple[int, ...]]]) -> nn.Sequential:
         layers.append(kind(layers[-1].channels, *arguments))
     module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(layers[-1].channels, 5))
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm | nn.PReLU):
+        if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm | nn.PReLU):
             for tensor in layer.parameters():
                 nn.init.uniform_(tensor, 0.5, 1.5)
         if isinstance(layer, nn.BatchNorm2d):

@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     timm = pytest.importorskip("timm")
 
 GENES = {
-    "test_byobnet": 14, "test_convnext": 13, "test_efficientnet": 13, "test_efficientnet_gn": 2, "test_efficientnet_ln": 13,
+    "test_byobnet": 14, "test_convnext": 13, "test_efficientnet": 13, "test_efficientnet_gn": 13, "test_efficientnet_ln": 13,
     "test_nfnet": 4, "test_resnet": 11, "tf_mobilenetv3_small_minimal_100": 18,
 }  # fmt: skip
 

@@ -149,7 +149,7 @@ class Branches(nn.Module):
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.second = nn.Conv2d(8, 8, 3, padding=1)
         self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
-        self.norm = nn.GroupNorm(2, 8)
+        self.norm = nn.InstanceNorm2d(8, affine=True)
         self.over_all = nn.LayerNorm((8, 16, 16))
         self.across = nn.Linear(16, 4)
         self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
@@ -225,7 +225,7 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
 @pytest.mark.parametrize(
     ("tail", "named"),
     [
-        (lambda m, x: m.norm(x), "'3.norm' (operation '_3_norm') is a GroupNorm"),
+        (lambda m, x: m.norm(x), "'3.norm' (operation '_3_norm') is a InstanceNorm2d"),
         (lambda m, x: x * m.scale.exp(), "scale' is no summand or factor"),
         (lambda m, x: x * (1 / m.scale), "bare parameters alone"),
         (lambda m, x: x.mean(1, keepdim=True) * m.scale, "reduces"),
