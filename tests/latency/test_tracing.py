@@ -99,12 +99,13 @@ def test_halves_shrink_alike_and_cuts_follow_what_is_added(rng, random_widths) -
     net = latency.trace(Halves(), (1, 3, 32, 32), align=1)
     assert [(gene.name, gene.max_width) for gene in net.genes] == [
         ("stem.0", 16), ("enter.0", 12), ("inside.0.0", 12), ("inside.1.0", 12), ("leave.0", 16),
-        ("left.0", 10), ("right.0", 6),
+        ("left.0", 10), ("right.0", 6), ("last.0", 12),
     ]  # fmt: skip
     layers = {layer.name: layer for layer in net.layers}
     assert [(part.size, part.gene) for part in layers["enter.0"].outputs.parts] == [(12, 1), (12, 1)]
     assert [(part.size, part.gene) for part in layers["whole.0"].outputs.parts] == [(10, 5), (6, 6)]
-    assert [name.split("'")[1] for name in net.unfollowed] == ["attention", "last.1"]
+    assert [name.split("'")[1] for name in net.unfollowed] == ["attention"]
+    assert net.genes[7].multiple == 4  # whole groups of the norm
     structures = random_widths(net, rng, 4)
     assert net.macs(structures).tolist() == [count_macs(extract(net, widths), 32) for widths in structures]
     assert net.params(structures).tolist() == [sum(p.numel() for p in extract(net, w).parameters()) for w in structures]
