@@ -176,11 +176,11 @@ class Standardised(nn.Conv2d):
     """Its weights are computed from its parameters, whatever their scale (as in BiT and NFNets): it keeps its channels."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 1)
+        super().__init__(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        deviation, mean = torch.std_mean(self.weight, (1, 2, 3), keepdim=True)
-        return F.conv2d(x, (self.weight - mean) / (deviation + 1e-3), self.bias)
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        return F.conv2d(x, F.batch_norm(rows, None, None, training=True).reshape_as(self.weight))
 
 
 class Scaled(nn.Module):

@@ -51,6 +51,22 @@ def test_onnx_of_all_that_joins_splits_and_groups(rng, random_widths, awake) -> 
     compare(latency.trace(awake(Mixed(), (2, 3, 20, 20)), (2, 3, 20, 20), align=1), rng, random_widths)
 
 
+def test_weights_that_a_graph_computes_are_initializers_and_sizes_it_states_follow_the_widths(rng, random_widths) -> None:
+    from tinynet import Standardised
+
+    class Upsampled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2))
+
+    layers = [torch.nn.Conv2d(3, 128, 1), Standardised(128), torch.nn.Conv2d(128, 12, 1), Upsampled()]  # large: not folded
+    layers += [torch.nn.Conv2d(12, 12, 3, 2, 1), Upsampled(), torch.nn.Conv2d(12, 4, 1)]  # both to the same size
+    net = latency.trace(torch.nn.Sequential(*layers), (1, 3, 8, 8), align=1)
+    assert [gene.name for gene in net.genes] == ["2", "4"]
+    kinds = [one.kernel.type for one in net.template.kernels]
+    assert kinds == ["conv1x1s1", "conv1x1s1", "conv1x1s1", "resize", "conv3x3s2", "resize", "conv1x1s1"]
+    compare(net, rng, random_widths)
+
+
 def compare(net: latency.Network, rng, random_widths) -> None:
     images = torch.randn(net.input_shape)
     for widths in [*random_widths(net, rng, 2), np.array(net.max_widths)]:

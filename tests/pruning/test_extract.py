@@ -76,11 +76,10 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
         "tinynet:twice",
     ],
 )
-def test_a_structure_in_the_users_own_class(name: str, rng, random_widths, awake) -> None:
+def test_a_structure_in_the_users_own_class(name: str, awake) -> None:
     module = load(name, num_classes=10)
     network = latency.trace(module, (2, 3, 32, 32), align=8)
-    (widths,) = random_widths(network, rng, 1)
-    structure = awake(extract(network, widths), (2, 3, 32, 32))
+    structure = awake(extract(network, network.nearest_widths(0.5)), (2, 3, 32, 32))
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     own = in_own_class(module, structure, (2, 3, 32, 32))
     assert type(own) is type(module)
