@@ -99,15 +99,15 @@ class Network:
 
     @cached_property
     def signature(self) -> str:
-        """Twelve hex digits that differ whenever layers, what else keeps its parameters, genes or input differ, whatever the
-        name. BN counts for nothing: it is folded."""
+        """Twelve hex digits that differ whenever layers, what else has parameters, genes or input differ, whatever the name.
+        BN counts for nothing: it is folded."""
         facts = repr((self.input_shape, self.layers, [(gene.name, gene.max_width) for gene in self.genes]))
         layers = {layer.name for layer in self.layers}
         for name in self.parameter_names:
             owner, axes = name.rpartition(".")[0], self.tensors[name]
-            folded = "BatchNorm" in type(self.module.get_submodule(owner)).__name__
-            if owner not in layers and not folded and not any(axis.genes for axis in axes):
-                facts += repr((name, [axis.size for axis in axes]))
+            kind = type(self.module.get_submodule(owner)).__name__
+            if owner not in layers and "BatchNorm" not in kind:
+                facts += repr((kind, name, [axis.size for axis in axes]))
         return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
     def __repr__(self) -> str:

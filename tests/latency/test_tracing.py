@@ -138,8 +138,9 @@ def test_signature_tells_networks_apart_but_not_their_weights(tiny_network) -> N
     assert latency.trace(tiny(9), (1, 3, 16, 16)).signature != tiny_network.signature
     assert latency.trace(tiny(), (1, 3, 24, 24)).signature != tiny_network.signature
     layers = [nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
-    kept = [nn.Sequential(layers[0], norm, *layers[1:]) for norm in (nn.GroupNorm(2, 8), nn.InstanceNorm2d(8))]
-    assert len({latency.trace(module, (1, 3, 16, 16)).signature for module in kept}) == 2
+    norms = (nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.PReLU(8), nn.InstanceNorm2d(8, affine=True))
+    others = [nn.Sequential(layers[0], other, *layers[1:]) for other in norms]
+    assert len({latency.trace(module, (1, 3, 16, 16), align=1).signature for module in others}) == 4
 
 
 class Branches(nn.Module):
