@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.shape_prop import ShapeProp
 
+from latency import operations
 from latency.errors import TraceError
 
 
@@ -152,8 +153,31 @@ def _symbolic(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphM
             f"{name} cannot be traced by torch.fx: {error} "
             "Move data-dependent control flow out of forward(), or wrap that part in a module of its own."
         ) from error
+    _take_results(traced, name)
     traced.graph.eliminate_dead_code()
     return traced
+
+
+def _take_results(traced: fx.GraphModule, name: str) -> None:
+    """Where forward() changes a tensor in place and takes no result, what follows reads the result."""
+    place = {node: number for number, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        if node.users or not _in_place(traced, node) or node.all_input_nodes[0].op == "get_attr":
+            continue
+        changed = node.all_input_nodes[0]
+        if changed.target in operations.VIEWS:
+            raise TraceError(
+                f"{name} changes a part of a tensor in place (operation '{node.name}'), which cannot be followed. "
+                "Write that part of forward() so that it uses the result."
+            )
+        changed.replace_all_uses_with(node, lambda user, after=place[node]: place[user] > after)
+
+
+def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
+    method = str(node.target) if node.op == "call_method" else ""
+    return (method.endswith("_") and not method.endswith("__")) or bool(node.kwargs.get("inplace"))
 
 
 def _image(module: nn.Module, shape: tuple[int, ...]) -> Tensor:

@@ -178,6 +178,31 @@ def test_layers_that_derive_from_torchs_are_pruned(rng, random_widths) -> None:
     torch.testing.assert_close(extract(net, net.max_widths, module.state_dict())(images), module.eval()(images))
 
 
+class Statements(nn.Module):
+    """In place, without taking the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu, self.scale = nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True), nn.Parameter(torch.rand(8, 1, 1))
+        self.second = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        shortcut = x.clone()
+        self.relu(x)
+        x.mul_(self.scale)
+        F.relu(self.second(x), inplace=True)
+        y = self.second(x)
+        F.hardtanh(y, -0.1, 0.1, inplace=True)
+        return shortcut + x.add(y)
+
+
+def test_what_is_changed_in_place_stays_changed() -> None:
+    module, images = Statements(), torch.randn(1, 3, 4, 4)
+    net = latency.trace(module, (1, 3, 4, 4))
+    torch.testing.assert_close(extract(net, net.max_widths, net.module.state_dict())(images), module.eval()(images))
+
+
 def test_calls_of_one_layer_share_their_channels() -> None:
     from tinynet import Twice
 
@@ -216,6 +241,7 @@ def test_functions_with_weights_that_no_layer_could_hold_keep_them(tail, named: 
         (lambda m, x: next(iter(x)), "control flow"),
         (lambda m, x: x[:, :, : int(x.sum())], "control flow"),
         (lambda m, x: x if x.sum() > 0 else -x, "control flow"),
+        (lambda m, x: (x[:, :4].mul_(2), x)[1], "in place"),
         (lambda m, x: x.flatten(1) @ torch.zeros(3, 3), "does not run"),
     ],
 )
