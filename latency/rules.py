@@ -121,7 +121,7 @@ class Rules:
         """
         flows = self.variables.roots(self._input_on(node, 1))
         group = conv.in_channels // conv.groups
-        if conv.out_channels % conv.in_channels or any(self.variables.entries(flow) % group for flow in flows):
+        if conv.out_channels % conv.in_channels or self._cuts_groups(flows, group):
             self.variables.pin(flows)
             outputs = self._new(node, conv.out_channels)
             self.variables.pin(outputs)
@@ -129,6 +129,10 @@ class Rules:
         self.variables.restrict(flows, group)
         times = conv.out_channels // conv.in_channels
         return tuple(Flow(flow.variable, flow.per_channel * times) for flow in flows)
+
+    def _cuts_groups(self, flows: Flows, group: int) -> bool:
+        """Whether a group of so many entries would lie across a concatenation."""
+        return any(self.variables.entries(flow) % group for flow in flows)
 
     def _linear(self, node: fx.Node, linear: nn.Linear) -> Channels:
         """At more positions than one it is a pointwise convolution."""
@@ -171,11 +175,11 @@ class Rules:
         flows = self.variables.roots(self._input_on(node, 1))
         group = module.num_channels // module.num_groups
         if module.num_groups > 1:
-            if any(self.variables.entries(flow) % group for flow in flows):
+            if self._cuts_groups(flows, group):
                 raise Unfollowed("is a GroupNorm with groups across a concatenation")
             self.variables.restrict(flows, group)
-        if module.num_groups > 1 and not module.affine:
-            self.variables.pin(flows)  # nothing would say what is left of them
+            if not module.affine:
+                self.variables.pin(flows)  # nothing would say what is left of them
         for tensor, _ in module.named_parameters(recurse=False):
             self._for_each(flows, f"{node.target}.{tensor}")
         return Channels(flows)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 Option = typer.Option
-LIBRARIES = ("torchvision", "timm")
 
 
 def main(
@@ -46,11 +45,10 @@ def _named(names: list[str], size: int) -> Iterator[tuple[str, nn.Module, int]]:
 
 
 def _all_of(library: str, size: int) -> Iterator[tuple[str, nn.Module, int]]:
-    if library == "torchvision":
-        return _of_torchvision(size)
-    if library == "timm":
-        return _of_timm()
-    raise MillipruneError(f"library '{library}' is unknown; expected one of {', '.join(LIBRARIES)}.")
+    libraries = {"torchvision": _of_torchvision, "timm": _of_timm}
+    if library not in libraries:
+        raise MillipruneError(f"library '{library}' is unknown; expected one of {', '.join(libraries)}.")
+    return libraries[library](size)
 
 
 def _of_torchvision(size: int) -> Iterator[tuple[str, nn.Module, int]]:
@@ -65,8 +63,9 @@ def _of_torchvision(size: int) -> Iterator[tuple[str, nn.Module, int]]:
         yield name, module, size
 
 
-def _of_timm() -> Iterator[tuple[str, nn.Module, int]]:
-    """The first of each architecture, for images of the size it was made for. Some compute with their weights at once."""
+def _of_timm(size: int) -> Iterator[tuple[str, nn.Module, int]]:
+    """The first of each architecture, for images of the size it was made for, or of `size`. Some compute with their weights at
+    once."""
     import torch
 
     try:
@@ -79,7 +78,7 @@ def _of_timm() -> Iterator[tuple[str, nn.Module, int]]:
                 module = timm.create_model(name)
         except (RuntimeError, NotImplementedError):
             module = timm.create_model(name)
-        yield name, module, (timm.get_pretrained_cfg_value(name, "input_size") or (3, 224, 224))[1]
+        yield name, module, (timm.get_pretrained_cfg_value(name, "input_size") or (3, size, size))[1]
 
 
 def _traces(name: str, module: nn.Module, size: int, *, detailed: bool) -> bool:
