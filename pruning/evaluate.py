@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from pruning.data import Dataset, Images, batches
 from pruning.fit import LABEL_SMOOTHING
-from pruning.hardware import mixed_precision
 from pruning.pruningnet import PruningNet
+from pruning.replay import Replayed
 
 STATISTICS_BATCH = 500
 """Images whose statistics BN takes."""
@@ -53,7 +53,7 @@ def recalibrate_bn(module: nn.Module, images: Tensor, batch: int = STATISTICS_BA
 @torch.no_grad()
 def accuracy(module: nn.Module, images: Images, data: Dataset) -> float:
     """Share of `images` classified correctly, 0 … 1, in eval mode."""
-    return _score(module.eval(), ((data.normalised(part.pixels), part.labels) for part in batches(images, BATCH))).accuracy
+    return _score(module.eval(), images, data).accuracy
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,18 @@ class Score:
     loss: float
 
 
-def _score(module: Callable[[Tensor], Tensor], parts: Iterable[tuple[Tensor, Tensor]]) -> Score:
-    """Of normalised images and their labels, by what gives their scores."""
+def _score(module: Callable[[Tensor], Tensor], images: Images, data: Dataset) -> Score:
+    return Score(*_figures(module, ((data.normalised(part.pixels), part.labels) for part in batches(images, BATCH))).tolist())
+
+
+def _figures(module: Callable[[Tensor], Tensor], parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """float64[2], accuracy and loss on normalised images and their labels, by what gives their scores."""
     hits, losses = [], []
     for images, labels in parts:
         scores = module(images).float()
         hits.append(scores.argmax(1) == labels)
         losses.append(F.cross_entropy(scores, labels, label_smoothing=LABEL_SMOOTHING, reduction="none"))
-    return Score(int(torch.cat(hits).sum()) / sum(map(len, hits)), float(torch.cat(losses).mean()))
+    return torch.stack([torch.cat(hits).double().mean(), torch.cat(losses).mean().double()])
 
 
 def balanced(labels: Tensor, count: int) -> Tensor:
@@ -101,7 +105,7 @@ def recalibrated_score(supernet: PruningNet, widths: np.ndarray, data: Dataset, 
     """The paper's way to score a structure (int64[L]): on sub-validation images, with BN statistics of training `images`."""
     structure = supernet.structure(widths).to(supernet.device)
     recalibrate_bn(structure, calibration_images(data, images))
-    return _score(structure, ((data.normalised(part.pixels), part.labels) for part in batches(data.subval, BATCH)))
+    return _score(structure, data.subval, data)
 
 
 class StructureEvaluator:
@@ -117,13 +121,15 @@ class StructureEvaluator:
         self.images = len(data.subval)  # forwarded for one structure
         order = balanced(data.subval.labels, self.images).tensor_split(max(1, round(self.images / STATISTICS_BATCH)))
         self._parts = [(data.normalised(data.subval.pixels[part]), data.subval.labels[part]) for part in order]
+        self._computed = Replayed(self._figures, supernet, backward=False)
 
     @torch.no_grad()
     def __call__(self, widths: np.ndarray) -> Score:
         """Of the structure `widths` (int64[L])."""
-        weights = self.supernet.weights(widths)
-        with mixed_precision(self.supernet.device, backward=False):
-            return _score(partial(self.supernet.scores, weights=weights), self._parts)
+        return Score(*self._computed(self.supernet.encoded(widths)).tolist())
+
+    def _figures(self, encoded: Tensor) -> Tensor:
+        return _figures(partial(self.supernet.scores, weights=self.supernet.decoded(encoded)), self._parts)
 
 
 def _bn_layers(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

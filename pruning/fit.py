@@ -22,7 +22,6 @@ from latency.errors import MillipruneError
 from pruning.bank import banks
 from pruning.checkpoint import load_checkpoint, save_checkpoint
 from pruning.data import Dataset
-from pruning.hardware import mixed_precision
 from pruning.workers import Workers
 
 CHECKPOINT_SECONDS = 60.0
@@ -35,8 +34,8 @@ LINEAR_INPUTS = 256
 
 Progress = Callable[[int, float], object]
 """Called after every step with the number of steps done and the loss."""
-Backward = Callable[[Tensor, Tensor, int], float]
-"""Called with images [N, C, H, W], labels int64[N] and the step: leaves gradients in the parameters, returns the loss."""
+Backward = Callable[[Tensor, Tensor, int], Tensor]
+"""Called with images [N, C, H, W], labels int64[N] and the step: leaves gradients in the parameters, returns the loss []."""
 
 
 class TrainingError(MillipruneError):
@@ -108,10 +107,7 @@ def fit(
     with _saved_when_leaving(save):
         for step in range(first, steps):
             images, labels = _batch(data, recipe, seed, step, workers)
-            with mixed_precision(images.device, backward=True):
-                loss = backward(images, labels, step)
-            if not math.isfinite(loss):
-                raise TrainingError(f"the loss became {loss} at step {step} with --lr {recipe.lr:g}; use a lower one.")
+            loss = backward(images, labels, step)
             workers.average_gradients(module)
             rate = recipe.rate((step + 0.5) / steps)
             for group in optimizer.param_groups:
@@ -121,7 +117,10 @@ def fit(
                 bank.step(rate, recipe.momentum, recipe.weight_decay)
             optimizer.zero_grad(set_to_none=False)
             done = step + 1
-            progress(done, loss)
+            lost = loss.item()  # asked for when all else is under way: a GPU is waited for once a step
+            if not math.isfinite(lost):
+                raise TrainingError(f"the loss became {lost} at step {step} with --lr {recipe.lr:g}; use a lower one.")
+            progress(done, lost)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()

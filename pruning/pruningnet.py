@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from latency.axis import AnyAxis
 from latency.network import Network
 from pruning.bank import Kept
 from pruning.extract import extract, narrowed
@@ -42,6 +41,8 @@ class PruningNet(nn.Module):
         super().__init__()
         self.network = network
         self._counts_zeros = any(map(_counts_zeros, network.module.modules()))
+        pruned = (axis for axes in network.tensors.values() for axis in axes if axis.genes)
+        self._axes = tuple(dict.fromkeys(pruned))
         blocks = block_genes(network)
         make = GENERATORS[generator]
         self.generators = nn.ModuleDict(
@@ -79,15 +80,38 @@ class PruningNet(nn.Module):
                 cropped. By default whole on a GPU where that computes the same: there convolutions of a shape not seen before
                 must be planned first, which takes longer than what is spared.
         """
+        return self.decoded(self.encoded(widths, whole=whole))
+
+    def encoded(self, widths: np.ndarray, *, whole: bool | None = None) -> Tensor:
+        """`widths` (int64[L]) as the one tensor that `decoded` makes weights of: themselves; or where weights are whole, on
+        the device, the scales of all genes and the masks of all axes that genes prune, 1 for what is kept and 0 for the rest.
+        """
         if whole is None:
             whole = self.device.type == "cuda" and not self._counts_zeros
-        with torch.autocast(self.device.type, enabled=False):
-            return self._among_zeros(widths) if whole else self._made(widths, lambda name: self.network.kept(name, widths))
+        if not whole:
+            return torch.from_numpy(np.array(widths, dtype=np.int64))
+        masks = [np.zeros(axis.size, dtype=np.float32) for axis in self._axes]
+        for axis, mask in zip(self._axes, masks, strict=True):
+            mask[axis.index(widths)] = 1
+        return self._moved(np.concatenate([self._shares(widths), *masks]))
 
-    def _made(self, widths: np.ndarray, kept: Callable[[str], Kept]) -> dict[str, Tensor]:
-        """Generated and plain parameters, of each what is `kept` by its name."""
-        shares = np.asarray(widths, dtype=np.float32) / np.asarray(self.network.max_widths, dtype=np.float32)
-        scales = torch.from_numpy(shares).to(next(self.parameters()), non_blocking=True)  # its device and type
+    def decoded(self, encoded: Tensor) -> dict[str, Tensor]:
+        """The weights of what `encoded` gave."""
+        with torch.autocast(self.device.type, enabled=False):
+            if encoded.is_floating_point():
+                return self._among_zeros(encoded)
+            widths = encoded.numpy()
+            return self._made(self._moved(self._shares(widths)), lambda name: self.network.kept(name, widths))
+
+    def _shares(self, widths: np.ndarray) -> np.ndarray:
+        return np.asarray(widths, dtype=np.float32) / np.asarray(self.network.max_widths, dtype=np.float32)
+
+    def _moved(self, values: np.ndarray) -> Tensor:
+        """Beside the parameters, in their type."""
+        return torch.from_numpy(values).to(next(self.parameters()), non_blocking=True)
+
+    def _made(self, scales: Tensor, kept: Callable[[str], Kept]) -> dict[str, Tensor]:
+        """Generated and plain parameters from the scales of all genes, of each what is `kept` by its name."""
         weights = {}
         for key, generator in self.generators.items():
             name = f"{key.replace('/', '.')}.weight"
@@ -97,23 +121,15 @@ class PruningNet(nn.Module):
             weights[name] = crop(parameter, kept(name))
         return weights
 
-    def _among_zeros(self, widths: np.ndarray) -> dict[str, Tensor]:
-        masks, weights = self._masks(widths), self._made(widths, lambda name: None)
+    def _among_zeros(self, encoded: Tensor) -> dict[str, Tensor]:
+        scales, *parts = encoded.split([len(self.network.genes), *(axis.size for axis in self._axes)])
+        masks, weights = dict(zip(self._axes, parts, strict=True)), self._made(scales, lambda name: None)
         for name in weights:
             axes = self.network.tensors[name]
             for place, axis in enumerate(axes):
                 if axis.genes:
                     weights[name] = weights[name] * masks[axis].view(-1, *[1] * (len(axes) - place - 1))
         return weights
-
-    def _masks(self, widths: np.ndarray) -> dict[AnyAxis, Tensor]:
-        """For every axis that genes prune, 1 for what is kept and 0 for the rest; all moved to the device at once."""
-        axes = list(dict.fromkeys(axis for axes in self.network.tensors.values() for axis in axes if axis.genes))
-        masks = [np.zeros(axis.size, dtype=np.float32) for axis in axes]
-        for axis, mask in zip(axes, masks, strict=True):
-            mask[axis.index(widths)] = 1
-        moved = torch.from_numpy(np.concatenate(masks)).to(next(self.parameters()), non_blocking=True)
-        return dict(zip(axes, moved.split([axis.size for axis in axes]), strict=True))
 
     def forward(self, images: Tensor, widths: np.ndarray) -> Tensor:
         """Scores [N, classes] of the structure `widths` (int64[L]) for images [N, C, H, W]; BN over this batch."""

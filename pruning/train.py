@@ -22,6 +22,7 @@ from pruning.fit import Progress, Recipe, fit
 from pruning.initialise import initialise, restore_scale
 from pruning.normalise import gains_bn, normalised
 from pruning.pruningnet import PruningNet
+from pruning.replay import Replayed
 from pruning.workers import Workers
 
 
@@ -109,24 +110,23 @@ def train_pruningnet(
     """Train on random `structures` (default: all); each process draws its own."""
     network, salt = pruningnet.network, Workers.joined().salt
     structures = structures or all_structures(network)
+    ends = (np.array(network.max_widths), np.array(network.min_widths)) if supernet.sandwich else ()
 
-    def one_random(images: Tensor, labels: Tensor, step: int) -> float:
-        widths = structures.draw(np.random.default_rng((seed, step, *salt)))
-        loss = F.cross_entropy(pruningnet(images, widths), labels, label_smoothing=recipe.label_smoothing)
-        loss.backward()
-        return loss.item()
-
-    def sandwich(images: Tensor, labels: Tensor, step: int) -> float:
-        scores = pruningnet(images, np.array(network.max_widths))
+    def learn(images: Tensor, labels: Tensor, first: Tensor, *others: Tensor) -> Tensor:
+        scores = pruningnet.scores(images, pruningnet.decoded(first))
         loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
         loss.backward()
-        taught = scores.detach().softmax(1)
-        for widths in (np.array(network.min_widths), structures.draw(np.random.default_rng((seed, step, *salt)))):
-            F.cross_entropy(pruningnet(images, widths), taught).backward()
-        return loss.item()
+        for other in others:
+            F.cross_entropy(pruningnet.scores(images, pruningnet.decoded(other)), scores.detach().softmax(1)).backward()
+        return loss.detach()
+
+    learned = Replayed(learn, pruningnet, backward=True)
+
+    def backward(images: Tensor, labels: Tensor, step: int) -> Tensor:
+        drawn = structures.draw(np.random.default_rng((seed, step, *salt)))
+        return learned(images, labels, *map(pruningnet.encoded, (*ends, drawn)))
 
     identity = pruningnet_identity(network, supernet, data, recipe, seed, structures)
-    backward = sandwich if supernet.sandwich else one_random
     fit(pruningnet, backward, data, recipe, seed=seed, checkpoint=checkpoint, identity=identity, progress=progress)
 
 
@@ -154,7 +154,7 @@ def train_structure(
             arXiv 1503.02531).
     """
 
-    def backward(images: Tensor, labels: Tensor, step: int) -> float:
+    def learn(images: Tensor, labels: Tensor) -> Tensor:
         scores = structure(images)
         loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
         if teacher is not None:
@@ -162,7 +162,12 @@ def train_structure(
                 taught = teacher(images).softmax(1)
             loss = (loss + F.cross_entropy(scores, taught)) / 2
         loss.backward()
-        return loss.item()
+        return loss.detach()
+
+    learned = Replayed(learn, structure, backward=True)
+
+    def backward(images: Tensor, labels: Tensor, step: int) -> Tensor:
+        return learned(images, labels)
 
     identity = _identity("structure", network, data, recipe, seed)
     identity |= {"widths": [int(w) for w in widths], "distilled": teacher is not None}

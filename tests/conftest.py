@@ -26,8 +26,7 @@ settings.load_profile("patient")
 @pytest.fixture
 def exactly(monkeypatch) -> None:
     """Full precision, so that all differences are roundings."""
-    monkeypatch.setattr("pruning.fit.mixed_precision", lambda device, backward: contextlib.nullcontext())
-    monkeypatch.setattr("pruning.evaluate.mixed_precision", lambda device, backward: contextlib.nullcontext())
+    monkeypatch.setattr("pruning.replay.mixed_precision", lambda device, backward: contextlib.nullcontext())
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 

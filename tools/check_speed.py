@@ -16,7 +16,8 @@ from tqdm import tqdm
 from latency.errors import MillipruneError, reported_by_command
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from latency.network import Network
@@ -57,6 +58,7 @@ def _steps(name: str, shape: str, steps: int) -> dict[str, Any]:
     from pruning.generators import GENERATORS
     from pruning.hardware import compute_device
     from pruning.networks import load
+    from pruning.replay import WARM_UP
     from pruning.train import Supernet, new_pruningnet, new_structure, random_widths
 
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
@@ -67,19 +69,19 @@ def _steps(name: str, shape: str, steps: int) -> dict[str, Any]:
     images = torch.randn(batch, 3, pixels, pixels, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (batch,), device=device)
     supernets = {kind: new_pruningnet(network, Supernet(kind), 0).to(device) for kind in GENERATORS}
-    optimizers = {kind: _optimizer(supernet) for kind, supernet in supernets.items()}
+    trainings = {kind: _training(supernet) for kind, supernet in supernets.items()}
     seconds: dict[str, list[float]] = {kind: [] for kind in ("plain", "plain, new widths", *GENERATORS)}
-    for _ in tqdm(range(steps + 1), desc=f"{name}, batch {batch} at {pixels}x{pixels}"):
+    unrecorded = WARM_UP + 1 if images.is_cuda else 1
+    for _ in tqdm(range(steps + unrecorded), desc=f"{name}, batch {batch} at {pixels}x{pixels}"):
         widths = random_widths(network, rng)
-        plain, twin = (new_structure(network, widths, 0).to(device).train() for _ in range(2))
-        optimizer = _optimizer(plain)
+        plain, twin = (_training(new_structure(network, widths, 0).to(device).train()) for _ in range(2))
         # the first step of a module makes its buffers, that of the first one of its widths the kernels too
-        first, second = _timed(plain, (images,), labels, optimizer), _timed(twin, (images,), labels, _optimizer(twin))
-        seconds["plain"].append(_timed(plain, (images,), labels, optimizer))
+        first, second = plain(images, labels), twin(images, labels)
+        seconds["plain"].append([plain(images, labels) for _ in range(unrecorded)][-1])
         seconds["plain, new widths"].append(seconds["plain"][-1] + first - second)
         for kind, supernet in supernets.items():
-            seconds[kind].append(_timed(supernet, (images, widths), labels, optimizers[kind]))
-    means = {kind: float(np.mean(times[1:])) for kind, times in seconds.items()}
+            seconds[kind].append(trainings[kind](images, labels, supernet.encoded(widths)))
+    means = {kind: float(np.mean(times[unrecorded:])) for kind, times in seconds.items()}
     for kind in GENERATORS:
         ratio, new = (means[kind] / means[plain] for plain in ("plain", "plain, new widths"))
         print(
@@ -89,27 +91,38 @@ def _steps(name: str, shape: str, steps: int) -> dict[str, Any]:
     return {"network": name, "batch": batch, "pixels": pixels, "steps": steps, "seconds": means}
 
 
-def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
-    import torch
-
-    return torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9, weight_decay=4e-5, fused=True)
-
-
-def _timed(module: nn.Module, inputs: tuple[Any, ...], labels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+def _training(module: nn.Module) -> Callable[..., float]:
+    """Steps of its training, each of which gives the seconds it took: of images and labels, and of a PruningNet, widths."""
     import torch
     import torch.nn.functional as F
 
     from pruning.bank import banks
+    from pruning.pruningnet import PruningNet
+    from pruning.replay import Replayed
 
-    began = time.perf_counter()
-    F.cross_entropy(module(*inputs), labels).backward()
-    optimizer.step()
-    for bank in banks(module).values():
-        bank.step(1e-3, 0.9, 4e-5)
-    optimizer.zero_grad(set_to_none=False)
-    if labels.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9, weight_decay=4e-5, fused=True)
+
+    def learn(images: Tensor, labels: Tensor, *encoded: Tensor) -> Tensor:
+        scores = module.scores(images, module.decoded(*encoded)) if isinstance(module, PruningNet) else module(images)
+        loss = F.cross_entropy(scores, labels)
+        loss.backward()
+        return loss.detach()
+
+    learned = Replayed(learn, module, backward=True)
+
+    def step(*inputs: Tensor) -> float:
+        began = time.perf_counter()
+        loss = learned(*inputs)
+        optimizer.step()
+        for bank in banks(module).values():
+            bank.step(1e-3, 0.9, 4e-5)
+        optimizer.zero_grad(set_to_none=False)
+        loss.item()
+        if loss.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return step
 
 
 def _draws(name: str, samples: int) -> dict[str, Any]:

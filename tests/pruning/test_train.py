@@ -179,10 +179,10 @@ def test_a_linear_layer_of_a_thousand_inputs_takes_smaller_steps_and_nothing_els
     module = Three()
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
-    def backward(images: torch.Tensor, labels: torch.Tensor, step: int) -> float:
+    def backward(images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         for parameter in module.parameters():
             parameter.grad = torch.ones_like(parameter)
-        return 0.0
+        return torch.zeros(())
 
     recipe = Recipe(epochs=1, batch=len(few.train), weight_decay=0.0)
     fit(module, backward, few, recipe, seed=0, checkpoint=tmp_path / "c", identity={}, progress=quietly)

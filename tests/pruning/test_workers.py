@@ -35,7 +35,7 @@ if mode == "average":
     def backward(images, labels, step):
         loss = torch.nn.functional.cross_entropy(module(images.flatten(1)), labels)
         loss.backward()
-        return loss.item()
+        return loss.detach()
     object.__setattr__(data, "augmented", lambda pixels, generator: data.normalised(pixels))
     fit(module, backward, data, Recipe(epochs=1, batch=64), seed=0, checkpoint=folder / "average",
         identity={}, progress=lambda step, loss: None)
