@@ -7,8 +7,8 @@ weights ⊗ the code), and SGD is linear in it: for every element, with rate η,
     (p, m) → A (p, m) + b g,    A = [[1 − ηλ, −ημ], [λ, μ]],    b = (−η, 1).
 
 So the last few gradients are kept as products, what the steps since have made of everything are a few scalars, and all is
-settled at once. This is SGD itself, up to rounding. A GPU settles every step: it has the bandwidth, and what takes its time
-is to start operations.
+settled at once. This is SGD itself, up to rounding. On a GPU every step changes the bank at once: it has the bandwidth, and
+what takes its time is to start operations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CAPACITY = 16
 MOST_IN_A_STEP = 4
 
 BLOCK = 16_384
-"""Weights settled at a time on a CPU: their values and momentum stay in the cache. A GPU takes all at once."""
+"""Weights settled at a time: their values and momentum stay in a CPU's cache."""
 
 Kept = axis.Kept | None
 """What is kept of a weight [out, in, kh, kw]; None: all of it."""
@@ -58,13 +58,24 @@ class Bank(nn.Module):
     @torch.no_grad()
     def step(self, rate: float, momentum: float, decay: float) -> None:
         """One step of SGD with the gradients remembered since the last."""
+        if self.values.is_cuda:
+            self._step_at_once(rate, momentum, decay)
+            return
         transition = np.array([[1 - rate * decay, -rate * momentum], [decay, momentum]])
         self.carry = transition @ self.carry
         self.recent = self.recent @ transition.T
         self.recent[self.stepped : self.count] = -rate, 1.0
         self.stepped = self.count
-        if self.values.is_cuda or self.count > CAPACITY - MOST_IN_A_STEP:
+        if self.count > CAPACITY - MOST_IN_A_STEP:
             self.settle()
+
+    def _step_at_once(self, rate: float, momentum: float, decay: float) -> None:
+        assert self.momentum is not None, "a step without gradients"
+        gradients, codes = self.gradients[: self.count].flatten(1).T, self.codes[: self.count]
+        self.momentum.flatten(0, 2).addmm_(gradients, codes, beta=momentum)
+        self.momentum.add_(self.values, alpha=decay)
+        self.values.add_(self.momentum, alpha=-rate)
+        self._clear()
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -73,7 +84,7 @@ class Bank(nn.Module):
             return
         (a, b), (c, d) = self.carry.tolist()
         codes = [self.recent_of(part, self.count)[:, None] * self.codes[: self.count] for part in (0, 1)]
-        many = len(self.values) if self.values.is_cuda else max(1, BLOCK // self.values[0, ..., 0].numel())
+        many = max(1, BLOCK // self.values[0, ..., 0].numel())
         for start in range(0, len(self.values), many):
             rows = slice(start, start + many)
             gradients = self.gradients[: self.count, rows].flatten(1).T
@@ -84,8 +95,8 @@ class Bank(nn.Module):
         self._clear()
 
     def recent_of(self, part: int, count: int) -> Tensor:
-        """`recent[:count, part]` beside the values; a GPU's queue need not run empty for it."""
-        return torch.from_numpy(self.recent[:count, part]).to(self.values, non_blocking=True)
+        """`recent[:count, part]` in the values' type."""
+        return torch.from_numpy(self.recent[:count, part]).to(self.values)
 
     def remember(self, code: Tensor, gradient: Tensor, kept: tuple[Any, ...]) -> None:
         """Keep the gradient [o, i, area] of the weights that `code` made."""

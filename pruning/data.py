@@ -83,9 +83,9 @@ class Dataset:
         """Normalised images, shifted by up to an eighth of their side and mirrored where that is allowed."""
         images, reach = self.normalised(pixels), self.size // 8
         padded = F.pad(images, (reach,) * 4, mode="reflect")
-        rows, columns = (_windows(len(images), self.size, reach, generator).to(images.device) for _ in range(2))
+        rows, columns = (_windows(len(images), self.size, reach, generator, images.device) for _ in range(2))
         if self.mirrored:
-            flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+            flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device, non_blocking=True)
             columns = torch.where(flip[:, None], columns.flip(1), columns)
         channels = torch.arange(3, device=images.device)[None, :, None, None]
         shifted = padded[
@@ -97,10 +97,10 @@ class Dataset:
         return shifted.contiguous(memory_format=torch.channels_last)
 
 
-def _windows(count: int, size: int, reach: int, generator: torch.Generator) -> Tensor:
+def _windows(count: int, size: int, reach: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """int64[count, size]: source positions of a randomly shifted window in an image padded by `reach`."""
     start = torch.randint(0, 2 * reach + 1, (count, 1), generator=generator)
-    return start + torch.arange(size)
+    return start.to(device, non_blocking=True) + torch.arange(size, device=device)
 
 
 def batches(images: Images, batch: int) -> Iterator[Images]:

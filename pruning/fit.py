@@ -105,8 +105,8 @@ def fit(
             _save(module, optimizer if done < steps else None, checkpoint, identity, done)
 
     with _saved_when_leaving(save):
+        images, labels = _batch(data, recipe, seed, first, workers)
         for step in range(first, steps):
-            images, labels = _batch(data, recipe, seed, step, workers)
             loss = backward(images, labels, step)
             workers.average_gradients(module)
             rate = recipe.rate((step + 0.5) / steps)
@@ -117,7 +117,8 @@ def fit(
                 bank.step(rate, recipe.momentum, recipe.weight_decay)
             optimizer.zero_grad(set_to_none=False)
             done = step + 1
-            lost = loss.item()  # asked for when all else is under way: a GPU is waited for once a step
+            images, labels = _batch(data, recipe, seed, min(done, steps - 1), workers)
+            lost = loss.item()  # a GPU is waited for once a step, when all else is under way
             if not math.isfinite(lost):
                 raise TrainingError(f"the loss became {lost} at step {step} with --lr {recipe.lr:g}; use a lower one.")
             progress(done, lost)
@@ -146,7 +147,7 @@ def _batch(data: Dataset, recipe: Recipe, seed: int, step: int, workers: Workers
     batch = min(recipe.batch, count)
     epoch, position = divmod(step, count // batch)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(mixed(seed, 1_000_000_000 + epoch)))
-    index = order[position * batch :][:batch][workers.rank :: workers.size].to(data.train.labels.device)
+    index = order[position * batch :][:batch][workers.rank :: workers.size].to(data.train.labels.device, non_blocking=True)
     generator = torch.Generator().manual_seed(mixed(seed, step, *workers.salt))
     return data.augmented(data.train.pixels[index], generator), data.train.labels[index]
 

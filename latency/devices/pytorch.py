@@ -64,6 +64,8 @@ class TorchModel:
         with device.settings(), _explained():
             self._module(*self._inputs)
             self._ready: Any = self._compiled() if device.compiled else self._module
+            if device.on_gpu:
+                self._graph = self._captured()
         self._clock = device.clock(lambda: self._ready(*self._inputs), self._elapsed_ms)
 
     def _compiled(self) -> Any:
@@ -81,8 +83,6 @@ class TorchModel:
 
     def times(self, runs: int) -> Times:
         with self._device.settings():
-            if self._device.on_gpu:
-                self._graph = self._graph or self._captured()
             return self._clock.times(runs)
 
     def run(self, times: int) -> None:
@@ -99,7 +99,7 @@ class TorchModel:
                 self._ready(*self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with _explained(), torch.cuda.graph(graph):
+        with torch.cuda.graph(graph):
             self._ready(*self._inputs)
         return graph
 
