@@ -102,6 +102,7 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
         self.first: Sequence[np.ndarray] = () if first is None else list(first)
         self.latency_ms = latency_ms
         self.shared = shared
+        self._finished = Finished(feasible.network)
         self._levels = feasible.levels() if latency_ms else [feasible]
         self._space = {g.name: CategoricalDistribution(g.choices) for g in feasible.network.genes}
 
@@ -109,7 +110,7 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
         return dict(self._space)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        done = evaluated(study, self.feasible.network)
+        done = self._finished.of(study)
         if self.shared:
             widths = self.propose(done, trial.number, _taken(study, trial.number, self.feasible.network))
         else:
@@ -163,10 +164,21 @@ def best(candidates: list[Candidate], count: int) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: candidate.loss)[:count]
 
 
-def evaluated(study: optuna.Study, network: Network) -> list[Candidate]:
-    """All finished candidates in order of their trials."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [Candidate(_widths(trial, network), float(trial.user_attrs[ACCURACY]), float(trial.values[0])) for trial in trials]
+class Finished:
+    """The finished candidates of one study, each of them read once."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._read: dict[int, Candidate] = {}
+
+    def of(self, study: optuna.Study) -> list[Candidate]:
+        """All there are by now, in order of their trials."""
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        for trial in trials:
+            if trial.number not in self._read:
+                widths, accuracy = _widths(trial, self._network), float(trial.user_attrs[ACCURACY])
+                self._read[trial.number] = Candidate(widths, accuracy, float(trial.values[0]))
+        return [self._read[trial.number] for trial in trials]
 
 
 def _widths(trial: FrozenTrial, network: Network) -> tuple[int, ...]:
@@ -223,7 +235,8 @@ def evolve(
     feasible.smallest()
     network, shared = feasible.network, isinstance(journal, str)
     study = _study(journal, MetaPruningSampler(feasible, evolution, seed, first, latency_ms, shared), network, study_name)
-    candidates = evaluated(study, network)
+    finished = Finished(network)
+    candidates = finished.of(study)
     while len(candidates) < evolution.evaluations:
         progress(len(candidates), next(iter(best(candidates, 1)), None))
         try:
@@ -234,7 +247,7 @@ def evolve(
         score = evaluate(widths)
         trial.set_user_attr(ACCURACY, score.accuracy)
         study.tell(trial, score.loss)
-        candidates = evaluated(study, network)
+        candidates = finished.of(study)
     progress(len(candidates), next(iter(best(candidates, 1)), None))
     return candidates
 
