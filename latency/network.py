@@ -99,9 +99,12 @@ class Network:
 
     @cached_property
     def signature(self) -> str:
-        """Twelve hex digits that differ whenever layers, what else has parameters, genes or input differ, whatever the name.
-        BN counts for nothing: it is folded."""
+        """Twelve hex digits that differ whenever layers, other operations, parameters, genes or input differ, whatever the
+        name. BN counts for nothing: it is folded."""
+        from latency.operations import computed
+
         facts = repr((self.input_shape, self.layers, [(gene.name, gene.max_width) for gene in self.genes]))
+        facts += repr(list(computed(self.module)))
         layers = {layer.name for layer in self.layers}
         for name in self.parameter_names:
             owner, axes = name.rpartition(".")[0], self.tensors[name]

@@ -1,13 +1,14 @@
-"""What torch's operations do with channels, as lists of modules, functions and names of methods; `tracing` has their rules."""
+"""What torch's operations do with channels, as lists of modules, functions and names of methods; `rules` has their rules."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
 POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
@@ -55,3 +56,32 @@ VIEWS = (
     | SQUEEZING_FUNCTIONS | UNSQUEEZING_FUNCTIONS | INDEXING_FUNCTIONS
 )  # fmt: skip
 """What gives a part of a tensor, or the same in another shape: whoever changes it changes the tensor."""
+
+SPELLINGS = {"iadd": "add", "isub": "sub", "imul": "mul", "truediv": "div"}
+"""Other names of the same, among Python's operators."""
+
+NOT_COMPUTED = ("batchnorm", "dropout", "stochasticdepth", "identity", "contiguous", "clone", "detach")
+"""Beginnings of the names of what runtimes fold or leave out."""
+
+
+def computed(module: fx.GraphModule) -> Iterator[tuple[str, Any]]:
+    """What a traced module computes in this order, but BN: the name of each operation, one for torch's modules, functions and
+    methods alike, and the window of those that have one."""
+    for node in module.graph.nodes:
+        if node.op.startswith("call") and "tensor_meta" in node.meta:
+            layer = module.get_submodule(node.target) if node.op == "call_module" else None
+            name = _name(type(layer) if layer else node.target)
+            if not name.startswith(NOT_COMPUTED):
+                yield name, _window(node, layer)
+
+
+def _name(operation: Any) -> str:
+    name = operation if isinstance(operation, str) else operation.__name__
+    name = name.lower().replace("_", "")
+    return SPELLINGS.get(name, name)
+
+
+def _window(node: fx.Node, layer: nn.Module | None) -> Any:
+    if node.target in POOLING_FUNCTIONS:
+        return node.args[1:], node.kwargs
+    return getattr(layer, "kernel_size", None)

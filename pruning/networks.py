@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -68,6 +70,9 @@ def mobilenet_v1(num_classes: int = 1000, weights: None = None) -> nn.Module:
         raise UnknownNetwork("nobody has published any for this definition")
     return MobileNetV1(num_classes)
 
+
+EQUAL = 1e-4
+"""Relative difference of scores in double precision that is rounding."""
 
 OURS = {"mobilenet_v1": mobilenet_v1}
 
@@ -134,10 +139,11 @@ def trace_classifier(module: nn.Module, name: str, shape: Sequence[int], classes
 
     Raises:
         UnknownNetwork: its output is no tensor [N, classes or more].
-        TraceError: it cannot be traced, or nothing of it pruned.
+        TraceError: it cannot be traced, its trace computes something else, or nothing of it can be pruned.
     """
     network = trace(module, tuple(shape), align=align, name=name)
     require_classifier(module, name, shape, classes)
+    require_equal(network, module)
     if not network.genes:
         raise TraceError(f"{name} has no channels to prune: every layer meets something that keeps them.")
     return network
@@ -157,3 +163,21 @@ def require_classifier(module: nn.Module, name: str, shape: Sequence[int], class
         raise UnknownNetwork(f"{name} returns a {type(scores).__name__}; expected one tensor of scores [N, {classes}].")
     if scores.ndim != 2 or scores.shape[1] < classes:
         raise UnknownNetwork(f"{name} returns scores {list(scores.shape)}; expected [N, {classes}], one for each class.")
+
+
+def require_equal(network: Network, module: nn.Module) -> None:
+    """See that the trace `network` of `module`, a classifier, computes the same, in double precision on random images; what
+    runs in no other precision than its own is not compared.
+
+    Raises:
+        TraceError: it does not.
+    """
+    images = torch.rand(network.input_shape, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), suppress(RuntimeError):
+        expected, scores = (copy.deepcopy(one).double().eval()(images) for one in (module, network.module))
+        off, scale = float((scores - expected).abs().max()), float(expected.abs().max())
+        if off > EQUAL * scale:
+            raise TraceError(
+                f"{network.name}: the traced network computes something else, its scores are off by {off / scale:.1%}. "
+                "Something in forward() escapes torch.fx; what depends on nothing but its input would not."
+            )

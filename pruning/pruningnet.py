@@ -60,6 +60,9 @@ class PruningNet(nn.Module):
                 if name not in generated
             }
         )
+        self.fixed = nn.Module()
+        for name, buffer in network.module.named_buffers():
+            self.fixed.register_buffer(name.replace(".", "/"), buffer.clone(), persistent=False)
 
     def forget_widths(self) -> None:
         """Give all structures the starting weights, until trained."""
@@ -137,7 +140,8 @@ class PruningNet(nn.Module):
 
     def scores(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The same for a structure whose `weights` are known."""
-        result: Tensor = _Structure(self.network.module, weights).run(images)
+        fixed = {name.replace("/", "."): buffer for name, buffer in self.fixed.named_buffers()}
+        result: Tensor = _Structure(self.network.module, {**fixed, **weights}).run(images)
         return result
 
     @torch.no_grad()
@@ -147,7 +151,7 @@ class PruningNet(nn.Module):
 
 
 class _Structure(fx.Interpreter):
-    """Runs the traced graph with given weights in place of its modules' own."""
+    """Runs the traced graph with given weights and buffers in place of its modules' own."""
 
     def __init__(self, module: fx.GraphModule, weights: Mapping[str, Tensor]) -> None:
         super().__init__(module)
@@ -177,12 +181,11 @@ class _Structure(fx.Interpreter):
             return F.group_norm(args[0], groups, weight, bias, module.eps)
         if isinstance(module, nn.LayerNorm) and weight is not None:
             module = narrowed(module, normalized_shape=tuple(weight.shape))
-        own = {name: self.weights[f"{target}.{name}"] for name, _ in module.named_parameters()}
+        own = {name: self.weights[f"{target}.{name}"] for name, _ in (*module.named_parameters(), *module.named_buffers())}
         return functional_call(module, own, args, kwargs) if own else super().call_module(target, args, kwargs)
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        weight = self.weights.get(target)
-        return super().get_attr(target, args, kwargs) if weight is None else weight
+        return self.weights[target]
 
 
 def _counts_zeros(module: nn.Module) -> bool:

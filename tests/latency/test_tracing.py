@@ -138,9 +138,19 @@ def test_signature_tells_networks_apart_but_not_their_weights(tiny_network) -> N
     assert latency.trace(tiny(9), (1, 3, 16, 16)).signature != tiny_network.signature
     assert latency.trace(tiny(), (1, 3, 24, 24)).signature != tiny_network.signature
     layers = [nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
-    norms = (nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.PReLU(8), nn.InstanceNorm2d(8, affine=True))
-    others = [nn.Sequential(layers[0], other, *layers[1:]) for other in norms]
-    assert len({latency.trace(module, (1, 3, 16, 16), align=1).signature for module in others}) == 4
+
+    def signatures(*others: nn.Module) -> set[str]:
+        modules = [nn.Sequential(layers[0], other, *layers[1:]) for other in others]
+        return {latency.trace(module, (1, 3, 16, 16), align=1).signature for module in modules}
+
+    assert len(signatures(nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.PReLU(8), nn.InstanceNorm2d(8, affine=True))) == 4
+    assert len(signatures(nn.ReLU(), nn.SiLU(), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2))) == 5
+    assert len(signatures(nn.Identity(), nn.BatchNorm2d(8), nn.Dropout(0.1))) == 1
+
+
+def test_an_activation_signs_alike_as_a_module_and_as_a_function() -> None:
+    spelt = [lambda m, x: x.relu(), lambda m, x: torch.relu(x), lambda m, x: nn.functional.relu(x, inplace=True)]
+    assert len({latency.trace(Branches(tail), (1, 3, 16, 16)).signature for tail in spelt}) == 1
 
 
 class Branches(nn.Module):

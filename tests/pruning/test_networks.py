@@ -71,3 +71,20 @@ def test_a_network_without_channels_to_prune_is_refused() -> None:
         trace_classifier(module, "net", (1, 3, 8, 8), 10, align=1)
     one = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.Flatten(), torch.nn.Linear(4, 10))
     assert len(trace_classifier(one, "net", (1, 3, 8, 8), 10, align=1).genes) == 1
+
+
+class Counting(torch.nn.Module):
+    """Multiplies by how often it has been called, which a trace cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.classifier, self.calls = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 10), 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.classifier(self.features(images).mean((2, 3))) * self.calls
+
+
+def test_a_trace_that_computes_something_else_is_refused() -> None:
+    with pytest.raises(latency.TraceError, match="net: the traced network computes something else, its scores are off by"):
+        trace_classifier(Counting(), "net", (1, 3, 8, 8), 10, align=1)

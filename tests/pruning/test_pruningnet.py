@@ -128,3 +128,24 @@ def test_trained_weights_are_what_every_structure_starts_from(recipe: str, tiny_
     widths = np.array([gene.choices[0] for gene in tiny_network.genes])
     for name, tensor in supernet.weights(widths).items():
         assert torch.equal(tensor, weights[name][tiny_network.kept(name, widths)]), name
+
+
+class Positioned(torch.nn.Module):
+    """Adds what a perceptron makes of a table of positions, as transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.last = torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 8, 1)
+        self.perceptron, self.classifier = torch.nn.Linear(2, 8), torch.nn.Linear(8, 10)
+        self.register_buffer("positions", torch.rand(1, 2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.last(self.features(images).relu()).mean((2, 3))
+        return self.classifier(features + self.perceptron(self.positions))
+
+
+def test_buffers_go_where_the_weights_are() -> None:
+    net = latency.trace(Positioned(), (1, 3, 8, 8), align=4)
+    images, widths = torch.randn(8, 3, 8, 8, dtype=torch.float64), np.array(net.min_widths)
+    supernet = pruningnet(net).double()  # as on a GPU, float32 cannot meet them
+    torch.testing.assert_close(supernet(images, widths), supernet.structure(widths).double()(images), atol=1e-6, rtol=1e-5)
