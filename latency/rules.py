@@ -158,12 +158,11 @@ class Rules:
             self.variables.join(known, flows)
 
     def _layernorm(self, node: fx.Node, module: nn.LayerNorm) -> Channels:
-        """Over the channels only. Derived classes are taken to find these wherever they lie."""
-        channels, shape = self._input(node), shape_of(node)
-        if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
-            channels = Channels(self._input_on(node, len(shape) - 1), len(shape) - 1)
-        if tuple(module.normalized_shape) != (shape[channels.axis],):
-            raise Unfollowed(f"is a {type(module).__name__} over {tuple(module.normalized_shape)}")
+        """Over the channels only, which lie on the last axis."""
+        if len(module.normalized_shape) > 1:
+            raise Unfollowed(f"is a LayerNorm over {tuple(module.normalized_shape)}")
+        last = len(shape_of(node)) - 1
+        channels = Channels(self._input_on(node, last), last)
         if not module.elementwise_affine:
             self.variables.pin(channels.flows)  # nothing would say what is left of them
         for tensor, _ in module.named_parameters(recurse=False):
@@ -178,8 +177,8 @@ class Rules:
             if self._cuts_groups(flows, group):
                 raise Unfollowed("is a GroupNorm with groups across a concatenation")
             self.variables.restrict(flows, group)
-            if not module.affine:
-                self.variables.pin(flows)  # nothing would say what is left of them
+        if not module.affine:
+            self.variables.pin(flows)  # nothing would say what is left of them
         for tensor, _ in module.named_parameters(recurse=False):
             self._for_each(flows, f"{node.target}.{tensor}")
         return Channels(flows)

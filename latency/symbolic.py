@@ -53,8 +53,10 @@ class _Value(fx.Proxy):
     tracer: _SymbolicTracer
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("shape", "ndim"):
+        if name in ("shape", "ndim", "device"):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if name == "type" and self.node.target is getattr:  # a device's, for autocast
+            return self.tracer.plain(self).type
         return super().__getattr__(name)
 
     def __len__(self) -> int:
@@ -79,10 +81,6 @@ class _SymbolicTracer(fx.Tracer):
         self._values: dict[fx.Node, Any] = {}
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._running = False  # the example, not the symbols
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        """LayerNorms stay whole, those that others derive too (torchvision's LayerNorm2d): their code states widths."""
-        return isinstance(module, nn.LayerNorm) or super().is_leaf_module(module, name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from latency.axis import AnyAxis
 from latency.network import Network
 from pruning.bank import Kept
 from pruning.extract import extract, narrowed
@@ -40,7 +41,7 @@ class PruningNet(nn.Module):
     def __init__(self, network: Network, start: Mapping[str, Tensor], generator: str = "full", hidden: int = HIDDEN) -> None:
         super().__init__()
         self.network = network
-        self._counts_zeros = any(map(_counts_zeros, network.module.modules()))
+        self._over_channels = _over_channels(network)
         pruned = (axis for axes in network.tensors.values() for axis in axes if axis.genes)
         self._axes = tuple(dict.fromkeys(pruned))
         blocks = block_genes(network)
@@ -79,9 +80,9 @@ class PruningNet(nn.Module):
         """All parameters of the structure `widths` (int64[L]) by the traced network's names, in full precision.
 
         Args:
-            whole: at full size, zero for what is pruned, which computes the same unless a LayerNorm counts the zeros; otherwise
-                cropped. By default whole on a GPU where that computes the same: there convolutions of a shape not seen before
-                must be planned first, which takes longer than what is spared.
+            whole: at full size, zero for what is pruned, which computes the same (norms over channels are told by NAME.kept
+                which of them count); otherwise cropped. By default whole on a GPU: there convolutions of a shape not seen
+                before must be planned first, which takes longer than what is spared.
         """
         return self.decoded(self.encoded(widths, whole=whole))
 
@@ -89,9 +90,7 @@ class PruningNet(nn.Module):
         """`widths` (int64[L]) as the one tensor that `decoded` makes weights of: themselves; or where weights are whole, on
         the device, the scales of all genes and the masks of all axes that genes prune, 1 for what is kept and 0 for the rest.
         """
-        if whole is None:
-            whole = self.device.type == "cuda" and not self._counts_zeros
-        if not whole:
+        if not (self.device.type == "cuda" if whole is None else whole):
             return torch.from_numpy(np.array(widths, dtype=np.int64))
         masks = [np.zeros(axis.size, dtype=np.float32) for axis in self._axes]
         for axis, mask in zip(self._axes, masks, strict=True):
@@ -132,7 +131,7 @@ class PruningNet(nn.Module):
             for place, axis in enumerate(axes):
                 if axis.genes:
                     weights[name] = weights[name] * masks[axis].view(-1, *[1] * (len(axes) - place - 1))
-        return weights
+        return weights | {f"{name}.kept": masks[axis] for name, axis in self._over_channels.items()}
 
     def forward(self, images: Tensor, widths: np.ndarray) -> Tensor:
         """Scores [N, classes] of the structure `widths` (int64[L]) for images [N, C, H, W]; BN over this batch."""
@@ -174,6 +173,8 @@ class _Structure(fx.Interpreter):
         if isinstance(module, nn.PReLU):
             assert weight is not None
             return F.prelu(args[0], weight)
+        if (kept := self.weights.get(f"{target}.kept")) is not None:
+            return _normalised_over(kept, args[0], module, weight, bias)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=module.eps)
         if isinstance(module, nn.GroupNorm):
@@ -188,9 +189,29 @@ class _Structure(fx.Interpreter):
         return self.weights[target]
 
 
-def _counts_zeros(module: nn.Module) -> bool:
-    """Whether it is a norm over all channels."""
-    return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+def _over_channels(network: Network) -> dict[str, AnyAxis]:
+    """The channels of those norms that are over all of them and may lose some."""
+    norms = (
+        name
+        for name, module in network.module.named_modules()
+        if isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+    )
+    axes = {name: axis for name in norms for axis in network.tensors.get(f"{name}.weight", ())}
+    return {name: axis for name, axis in axes.items() if axis.genes}
+
+
+def _normalised_over(kept: Tensor, x: Tensor, norm: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """LayerNorm over the channels of `x`, or GroupNorm of one group, as if only those `kept` (1 in [C], not 0) were there."""
+    assert isinstance(norm, nn.LayerNorm | nn.GroupNorm)
+    over_all = isinstance(norm, nn.GroupNorm)
+    axes, shape = (list(range(1, x.dim())), (-1, *[1] * (x.dim() - 2))) if over_all else ([-1], (-1,))
+    kept = kept.view(shape)
+    count = kept.sum() * (x[0, 0].numel() if over_all else 1)
+    x = x.to(torch.promote_types(x.dtype, kept.dtype)) * kept
+    centred = (x - x.sum(axes, keepdim=True) / count) * kept
+    result = centred * (centred.square().sum(axes, keepdim=True) / count + norm.eps).rsqrt()
+    result = result if weight is None else result * weight.view(shape)
+    return result if bias is None else result + bias.view(shape)
 
 
 def _is_pointwise(module: nn.Conv2d) -> bool:

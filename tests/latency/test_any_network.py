@@ -244,3 +244,6 @@ def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) 
         assert {name: tensor.shape for name, tensor in supernet.weights(widths).items()} == {
             name: tensor.shape for name, tensor in structure.named_parameters()
         }
+        supernet, doubles = supernet.double(), images.double()
+        whole, cropped = (supernet.scores(doubles, supernet.weights(widths, whole=whole)) for whole in (True, False))
+        torch.testing.assert_close(whole, cropped, rtol=1e-5, atol=1e-6 * float(cropped.abs().max()))

@@ -418,3 +418,14 @@ def test_the_public_name_survives_imports_of_the_package() -> None:
     assert not modules & set(latency.__all__)
     code = "import latency, latency.predictor, latency.tracing, latency.alignment; assert callable(latency.trace)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_forward_may_ask_what_kind_of_device_it_runs_on() -> None:
+    def tail(m: Branches, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return m.linear((x + torch.ones(8, 1, 1, device=x.device)).mean((2, 3)))
+
+    module = Branches(tail).eval()
+    net = latency.trace(module, (1, 3, 16, 16), align=1)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(net.module(images), module(images))
