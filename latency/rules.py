@@ -1,13 +1,14 @@
 """What layers and operations do to channels, a rule for each.
 
 Every tensor carries flows: channel variables, one after another along one of its axes, and how many consecutive entries belong
-to one channel of each. Layers make new variables, additions join them (union-find), concatenation lines them up, splitting
-cuts them into equal parts, permutations move them to another axis, grouped convolutions and norms let them shrink by whole
+to one channel of each. Layers make new variables, additions join them (union-find), concatenation lines them up, splitting and
+slicing cut them into equal parts, permutations move them to another axis, grouped convolutions and norms let them shrink by whole
 groups, activations and pooling pass them on.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -20,6 +21,9 @@ from torch import fx, nn
 from latency import operations
 from latency.channels import Channels, Flow, Flows, Variables
 from latency.symbolic import argument, shape_of
+
+MOST_PARTS = 32
+"""Equal parts of which unequal ones are made."""
 
 
 class Unfollowed(Exception):
@@ -258,14 +262,48 @@ class Rules:
         return Channels(self._joined(flows), axis)
 
     def _split(self, node: fx.Node, module: nn.Module | None) -> Channels:
-        """Into equal parts, which shrink alike from then on: so they stay equal, whatever way of splitting was used."""
-        source, sizes = self._source(node), [tuple(part.shape) for part in node.meta["tensor_meta"]]
-        dim = (argument(node, 2, "dim") or 0) % len(shape_of(source))
-        if len(set(sizes)) > 1:
+        """Into equal parts, which shrink alike from then on: so they stay equal, whatever way of splitting was used. Unequal
+        parts are made of equal ones."""
+        dim = (argument(node, 2, "dim") or 0) % len(shape_of(self._source(node)))
+        sizes = [part.shape[dim] for part in node.meta["tensor_meta"]]
+        if dim != self._input(node).axis:
+            self.parts[node] = self._input(node)
+            return Channels(())
+        if len(set(sizes)) > 1 and not all(_picks(user) for user in node.users):
             raise Unfollowed("splits into unequal parts")
-        self.parts[node] = self._equal_part(node, len(sizes), dim)
-        self._rewrite(node, torch.chunk, len(sizes), dim)
+        count, made_of = _in_equal_parts(sizes)
+        self.parts[node] = self._equal_part(node, count, dim)
+        for user in list(node.users) if len(set(sizes)) > 1 else ():
+            index: Any = user.args[1]
+            self._regroup(user, node, made_of[index], dim)
+        self._rewrite(node, torch.chunk, count, dim)
         return Channels(())
+
+    def _slice(self, node: fx.Node, start: int, stop: int, dim: int) -> Channels:
+        """A stretch of the channels is made of equal parts of all of them, which shrink alike from then on."""
+        size = shape_of(self._source(node))[dim]
+        count, made_of = _in_equal_parts([start, stop - start, size - stop])
+        part = self._equal_part(node, count, dim)
+        with node.graph.inserting_before(node):
+            parts = node.graph.call_function(torch.chunk, (self._source(node), count, dim))
+        self.channels[parts], self.parts[parts] = Channels(()), part
+        self._regroup(node, parts, made_of[1], dim)
+        self.channels |= dict.fromkeys(node.all_input_nodes, part) if node.target is torch.cat else {}
+        return Channels(part.flows * len(made_of[1]), dim)
+
+    def _regroup(self, node: fx.Node, parts: fx.Node, places: range, dim: int) -> None:
+        """Make `node` one of `parts`, or the concatenation of some."""
+        if len(places) == 1:
+            node.args = (parts, places[0])
+            return
+        whole = node.meta["tensor_meta"]
+        shape = list(whole.shape)
+        shape[dim] //= len(places)
+        with node.graph.inserting_before(node):
+            pieces = [node.graph.call_function(operator.getitem, (parts, place)) for place in places]
+        for piece in pieces:
+            piece.meta = node.meta | {"tensor_meta": whole._replace(shape=torch.Size(shape))}
+        node.target, node.args = torch.cat, (pieces, dim)
 
     def _glu(self, node: fx.Node, module: nn.Module | None) -> Channels:
         dim: Any = argument(node, 1, "dim") if module is None else module.dim
@@ -319,7 +357,9 @@ class Rules:
         index = _spelt_out(node.args[1], len(shape))
         place = [position for position, one in enumerate(index) if one is not None][channels.axis]
         plain = all(one is None or isinstance(one, int | slice) for one in index)
-        if not plain or not _takes_all(index[place], shape[channels.axis]):
+        if plain and not _takes_all(index[place], shape[channels.axis]):
+            return self._slice(node, *_stretch(index, place, shape), channels.axis)
+        if not plain:
             raise Unfollowed("calls getitem")
         return Channels(channels.flows, sum(not isinstance(one, int) for one in index[:place]))
 
@@ -414,6 +454,34 @@ def _spelt_out(index: Any, rank: int) -> tuple[Any, ...]:
     before, after = index[:place], index[place + 1 :]
     mentioned = sum(one is not None for one in (*before, *after))
     return (*before, *[slice(None)] * (rank - mentioned), *after)
+
+
+def _picks(node: fx.Node) -> bool:
+    """Whether it is one of several tensors."""
+    return node.target is operator.getitem and isinstance(node.args[1], int)
+
+
+def _in_equal_parts(sizes: Sequence[int]) -> tuple[int, list[range]]:
+    """How many equal parts make stretches of such sizes, one after another, and which of them make each."""
+    size = math.gcd(*sizes)
+    if size == 1 or sum(sizes) // size > MOST_PARTS:
+        raise Unfollowed(f"splits into parts of {', '.join(map(str, filter(None, sizes)))}")
+    ends = [end // size for end in itertools.accumulate(sizes, initial=0)]
+    return ends[-1], [range(*one) for one in itertools.pairwise(ends)]
+
+
+def _stretch(index: Sequence[Any], place: int, shape: Sequence[int]) -> tuple[int, int]:
+    """Where what takes a stretch of one axis, and all of the others, starts and stops."""
+    bounds = index[place]
+    whole = len(index) == len(shape) and all(
+        _takes_all(index[axis], shape[axis]) for axis in range(len(shape)) if axis != place
+    )
+    if not whole or not isinstance(bounds, slice) or any(isinstance(one, fx.Node) for one in (bounds.start, bounds.stop)):
+        raise Unfollowed("calls getitem")
+    start, stop, step = bounds.indices(shape[place])
+    if step != 1 or stop <= start:
+        raise Unfollowed("calls getitem")
+    return start, stop
 
 
 def _takes_all(index: Any, size: int) -> bool:

@@ -272,6 +272,7 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: m.across(F.pad(x.permute(0, 2, 3, 1), (4, 4))), "on axis 3"),
         (lambda m, x: x[:, :, :8] + x.transpose(1, 2)[:, :8], "axis 1, not along the channels"),
         (lambda m, x: m.second(torch.cat(x.split([3, 5], 1)[::-1], 1)), "unequal parts"),
+        (lambda m, x: m.second(torch.cat([*x.split([3, 5], 1)], 1)), "splits into parts of 3, 5"),
         (lambda m, x: m.second(torch.cat((x * 2).flatten(2).tensor_split(3, 1), 1).view(-1, 8, 16, 16)), "unequal parts"),
         (
             lambda m, x: m.second(
@@ -285,7 +286,9 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: m.second(x) * torch.softmax(x, 1), "softmax"),
         (lambda m, x: x.permute(0, 2, 3, 1).flatten(1), "channels on axis 3"),
         (lambda m, x: F.max_pool2d(x.permute(0, 2, 3, 1), 1), "which lie on axis 3"),
-        (lambda m, x: x[:, :4], "getitem"),
+        (lambda m, x: x[:, 3:], "splits into parts of 3, 5"),
+        (lambda m, x: x[:, :4, None], "getitem"),
+        (lambda m, x: x[:, :4, 1:], "getitem"),
         (lambda m, x: x[:, 2], "getitem"),
         (lambda m, x: x[:, ::2], "getitem"),
         (lambda m, x: x[[0], :, [1]], "getitem"),
