@@ -2,8 +2,8 @@
 
 Every tensor carries flows: channel variables, one after another along one of its axes, and how many consecutive entries belong
 to one channel of each. Layers make new variables, additions join them (union-find), concatenation lines them up, splitting and
-slicing cut them into equal parts, permutations move them to another axis, grouped convolutions and norms let them shrink by whole
-groups, activations and pooling pass them on.
+slicing cut them into equal parts, permutations move them to another axis, grouped convolutions and norms let them shrink by
+whole groups, activations and pooling pass them on.
 """
 
 from __future__ import annotations
