@@ -151,6 +151,8 @@ def test_signature_tells_networks_apart_but_not_their_weights(tiny_network) -> N
 def test_an_activation_signs_alike_as_a_module_and_as_a_function() -> None:
     spelt = [lambda m, x: x.relu(), lambda m, x: torch.relu(x), lambda m, x: nn.functional.relu(x, inplace=True)]
     assert len({latency.trace(Branches(tail), (1, 3, 16, 16)).signature for tail in spelt}) == 1
+    pooled = [lambda m, x: F.max_pool2d(x, 2), lambda m, x: F.max_pool2d(x, 3, 2, padding=1)]
+    assert len({latency.trace(Branches(tail), (1, 3, 16, 16)).signature for tail in pooled}) == 2
 
 
 class Branches(nn.Module):

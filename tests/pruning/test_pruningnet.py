@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torchvision.models.convnext import LayerNorm2d
 
 import latency
 from pruning.bank import banks
@@ -147,3 +148,14 @@ def test_buffers_go_where_the_weights_are() -> None:
     images, widths = torch.randn(8, 3, 8, 8, dtype=torch.float64), np.array(net.min_widths)
     supernet = pruningnet(net).double()  # as on a GPU, float32 cannot meet them
     torch.testing.assert_close(supernet(images, widths), supernet.structure(widths).double()(images), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.GroupNorm(1, 8), LayerNorm2d(8)])
+def test_norms_over_channels_count_what_is_kept(norm: torch.nn.Module) -> None:
+    """The sigmoid of a channel that is not there is no zero."""
+    layers = [torch.nn.Conv2d(3, 8, 1), torch.nn.Sigmoid(), norm, torch.nn.Conv2d(8, 4, 1), torch.nn.Flatten()]
+    net = latency.trace(torch.nn.Sequential(*layers, torch.nn.Linear(4 * 16, 10)), (1, 3, 4, 4), align=1)
+    supernet, images = pruningnet(net).double(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    widths = np.array([5, 3])
+    whole, cropped = (supernet.scores(images, supernet.weights(widths, whole=whole)) for whole in (True, False))
+    torch.testing.assert_close(whole, cropped)
