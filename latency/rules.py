@@ -269,7 +269,7 @@ class Rules:
         if dim != self._input(node).axis:
             self.parts[node] = self._input(node)
             return Channels(())
-        if len(set(sizes)) > 1 and not all(_picks(user) for user in node.users):
+        if len(set(sizes)) > 1 and not (all(sizes) and all(map(_picks, node.users))):
             raise Unfollowed("splits into unequal parts")
         count, made_of = _in_equal_parts(sizes)
         self.parts[node] = self._equal_part(node, count, dim)

@@ -275,6 +275,7 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: x[:, :, :8] + x.transpose(1, 2)[:, :8], "axis 1, not along the channels"),
         (lambda m, x: m.second(torch.cat(x.split([3, 5], 1)[::-1], 1)), "unequal parts"),
         (lambda m, x: m.second(torch.cat([*x.split([3, 5], 1)], 1)), "splits into parts of 3, 5"),
+        (lambda m, x: m.second(torch.cat([*x.split([4, 0, 4], 1)], 1)), "unequal parts"),
         (lambda m, x: m.second(torch.cat((x * 2).flatten(2).tensor_split(3, 1), 1).view(-1, 8, 16, 16)), "unequal parts"),
         (
             lambda m, x: m.second(
