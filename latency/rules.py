@@ -269,11 +269,12 @@ class Rules:
         if dim != self._input(node).axis:
             self.parts[node] = self._input(node)
             return Channels(())
-        if len(set(sizes)) > 1 and not (all(sizes) and all(map(_picks, node.users))):
+        unequal = len(set(sizes)) > 1
+        if unequal and not (all(sizes) and all(map(_picks, node.users))):
             raise Unfollowed("splits into unequal parts")
         count, made_of = _in_equal_parts(sizes)
         self.parts[node] = self._equal_part(node, count, dim)
-        for user in list(node.users) if len(set(sizes)) > 1 else ():
+        for user in list(node.users) if unequal else ():
             index: Any = user.args[1]
             self._regroup(user, node, made_of[index], dim)
         self._rewrite(node, torch.chunk, count, dim)
@@ -286,9 +287,7 @@ class Rules:
         part = self._equal_part(node, count, dim)
         with node.graph.inserting_before(node):
             parts = node.graph.call_function(torch.chunk, (self._source(node), count, dim))
-        self.channels[parts], self.parts[parts] = Channels(()), part
         self._regroup(node, parts, made_of[1], dim)
-        self.channels |= dict.fromkeys(node.all_input_nodes, part) if node.target is torch.cat else {}
         return Channels(part.flows * len(made_of[1]), dim)
 
     def _regroup(self, node: fx.Node, parts: fx.Node, places: range, dim: int) -> None:
@@ -357,10 +356,10 @@ class Rules:
         index = _spelt_out(node.args[1], len(shape))
         place = [position for position, one in enumerate(index) if one is not None][channels.axis]
         plain = all(one is None or isinstance(one, int | slice) for one in index)
-        if plain and not _takes_all(index[place], shape[channels.axis]):
-            return self._slice(node, *_stretch(index, place, shape), channels.axis)
         if not plain:
             raise Unfollowed("calls getitem")
+        if not _takes_all(index[place], shape[channels.axis]):
+            return self._slice(node, *_stretch(index, place, shape), channels.axis)
         return Channels(channels.flows, sum(not isinstance(one, int) for one in index[:place]))
 
     def _reshape(self, node: fx.Node, module: nn.Module | None) -> Channels:

@@ -102,7 +102,7 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
         self.first: Sequence[np.ndarray] = () if first is None else list(first)
         self.latency_ms = latency_ms
         self.shared = shared
-        self._finished = Finished(feasible.network)
+        self.finished = Finished(feasible.network)
         self._levels = feasible.levels() if latency_ms else [feasible]
         self._space = {g.name: CategoricalDistribution(g.choices) for g in feasible.network.genes}
 
@@ -110,7 +110,7 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
         return dict(self._space)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        done = self._finished.of(study)
+        done = self.finished.of(study)
         if self.shared:
             widths = self.propose(done, trial.number, _taken(study, trial.number, self.feasible.network))
         else:
@@ -234,9 +234,9 @@ def evolve(
     """
     feasible.smallest()
     network, shared = feasible.network, isinstance(journal, str)
-    study = _study(journal, MetaPruningSampler(feasible, evolution, seed, first, latency_ms, shared), network, study_name)
-    finished = Finished(network)
-    candidates = finished.of(study)
+    sampler = MetaPruningSampler(feasible, evolution, seed, first, latency_ms, shared)
+    study = _study(journal, sampler, network, study_name)
+    candidates = sampler.finished.of(study)
     while len(candidates) < evolution.evaluations:
         progress(len(candidates), next(iter(best(candidates, 1)), None))
         try:
@@ -247,7 +247,7 @@ def evolve(
         score = evaluate(widths)
         trial.set_user_attr(ACCURACY, score.accuracy)
         study.tell(trial, score.loss)
-        candidates = finished.of(study)
+        candidates = sampler.finished.of(study)
     progress(len(candidates), next(iter(best(candidates, 1)), None))
     return candidates
 

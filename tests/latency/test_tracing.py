@@ -435,3 +435,17 @@ def test_forward_may_ask_what_kind_of_device_it_runs_on() -> None:
     net = latency.trace(module, (1, 3, 16, 16), align=1)
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(net.module(images), module(images))
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lambda m, x: m.second(torch.cat([*x.split([2, 6], 1)][::-1], 1)),
+        lambda m, x: m.second(torch.cat([x[:, 2:], x[:, :2]], 1)),
+    ],
+)
+def test_unequal_parts_and_slices_shrink_in_proportion(tail) -> None:
+    net = latency.trace(Branches(tail), (1, 3, 16, 16), align=1)
+    assert not net.unfollowed
+    assert net.genes[0].max_width == 2
+    assert extract(net, [1, *net.max_widths[1:]]).get_submodule("stem").out_channels == 4

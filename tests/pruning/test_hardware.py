@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from gpu import on_gpu
 from scipy.stats import kendalltau
 
 from latency.coverage import quick_plan
@@ -16,11 +17,6 @@ from pruning.hardware import compute_device, mixed_precision
 from pruning.train import SUPERNETS, continued_structure, new_pruningnet, new_structure, train_pruningnet, train_structure
 
 CPU = torch.device("cpu")
-
-
-def on_gpu(test):
-    """Marks a test that needs one."""
-    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")(test))
 
 
 def quietly(done: int, loss: float) -> None:

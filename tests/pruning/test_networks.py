@@ -88,3 +88,16 @@ class Counting(torch.nn.Module):
 def test_a_trace_that_computes_something_else_is_refused() -> None:
     with pytest.raises(latency.TraceError, match="net: the traced network computes something else, its scores are off by"):
         trace_classifier(Counting(), "net", (1, 3, 8, 8), 10, align=1)
+
+
+class Single(torch.nn.Sequential):
+    """Knows its own precision only."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert self[0].weight.dtype == torch.float32
+        return super().forward(images)
+
+
+def test_what_runs_in_its_own_precision_only_is_taken_as_traced() -> None:
+    module = Single(torch.nn.Conv2d(3, 4, 8), torch.nn.Flatten(), torch.nn.Linear(4, 10))
+    assert len(trace_classifier(module, "net", (1, 3, 8, 8), 10, align=1).genes) == 1

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from gpu import on_gpu
 from torch import nn
 
 from pruning import replay
@@ -14,11 +15,6 @@ from pruning.fit import Recipe
 from pruning.hardware import compute_device
 from pruning.replay import WARM_UP, Replayed
 from pruning.train import SUPERNETS, new_pruningnet, new_structure, random_widths, train_pruningnet, train_structure
-
-
-def on_gpu(test):
-    """Marks a test that needs one."""
-    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")(test))
 
 
 class Banked(nn.Module):
