@@ -95,15 +95,14 @@ class GpuClock:
         self._elapsed_ms, self._monitor = elapsed_ms, monitor
 
     def times(self, runs: int) -> Times:
-        """Samples, each the mean of some runs; quiet are those that found the card undisturbed."""
+        """Samples, each the mean of some runs. The card is asked once, after them: an answer may take as long as a sample."""
         if time.monotonic() - self._monitor.busy_until > COOL_AFTER_S:
             self._warm_up()
         replays = max(1, round(SAMPLE_MS / self._elapsed_ms(1)))
         count = max(min(runs, LEAST_SAMPLES), math.ceil(runs / replays))
-        samples = [(self._elapsed_ms(replays), self._monitor.undisturbed()) for _ in range(count)]
+        samples = [self._elapsed_ms(replays) for _ in range(count)]
         self._monitor.busy_until = time.monotonic()
-        times, undisturbed = zip(*samples, strict=True)
-        return Times(np.array(times), np.array(undisturbed))
+        return Times(np.array(samples), np.full(count, self._monitor.undisturbed()))
 
     def _warm_up(self) -> None:
         end = time.monotonic() + WARM_UP_MS / 1000

@@ -8,13 +8,24 @@ import torch
 from gpu import on_gpu
 from scipy.stats import kendalltau
 
+import latency
 from latency.coverage import quick_plan
 from pruning.bank import CAPACITY, Bank
-from pruning.data import Dataset
+from pruning.data import Dataset, load_data
 from pruning.evaluate import StructureEvaluator, accuracy
 from pruning.fit import Recipe
 from pruning.hardware import compute_device, mixed_precision
-from pruning.train import SUPERNETS, continued_structure, new_pruningnet, new_structure, train_pruningnet, train_structure
+from pruning.networks import load
+from pruning.replay import WARM_UP
+from pruning.train import (
+    SUPERNETS,
+    continued_structure,
+    new_pruningnet,
+    new_structure,
+    random_widths,
+    train_pruningnet,
+    train_structure,
+)
 
 CPU = torch.device("cpu")
 
@@ -64,6 +75,19 @@ def test_a_pruningnet_trains_and_ranks_as_on_the_cpu(recipe: str, digits, tiny_n
         evaluate = StructureEvaluator(supernet, data)
         losses.append([evaluate(tiny_network.nearest_widths(scale)).loss for scale in (0.3, 0.6, 1.0)])
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
+@on_gpu
+@pytest.mark.parametrize("name", ["mixed", "tiny_convnext", "halves", "derived", "twice"])
+def test_candidates_of_any_network_score_as_on_the_cpu(name: str, exactly) -> None:
+    network = latency.trace(load(f"tinynet:{name}", 10), (1, 3, 32, 32), name=name)
+    supernet, rng = new_pruningnet(network, SUPERNETS["paper"], 0), np.random.default_rng(0)
+    structures = [random_widths(network, rng) for _ in range(2 * WARM_UP)]
+    losses = []
+    for place in (CPU, compute_device()):
+        evaluate = StructureEvaluator(supernet.to(place), load_data("digits", 32).to(place))
+        losses.append([evaluate(widths).loss for widths in structures])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
 
 @on_gpu
