@@ -56,24 +56,25 @@ class Level:
         self, below: Physics | Level, embed: Callable[[Kernels], np.ndarray], kernels: Kernels, ms: np.ndarray, rows: np.ndarray
     ) -> None:
         self._below, self._embed = below, embed
-        base = below.predict(kernels)
-        target = np.log((ms + RESOLUTION_MS) / (base + RESOLUTION_MS))
-        chosen = np.random.default_rng(0).permutation(len(ms))[:MOST_ROWS]
-        self._points = embed(kernels)[chosen]
-        certainty = np.maximum(ms[chosen] / (ms[chosen] + RESOLUTION_MS), 1e-6)  # a runtime may leave all of them out
-        self._mean = float(np.average(target[chosen], weights=certainty))
-        self._variance = max(float(np.average((target[chosen] - self._mean) ** 2, weights=certainty)), NOISE**2)
-        noise = (NOISE**2 + (1 - certainty) ** 2) / rows[chosen]
-        self._scale, self._posterior = self._conditioned(noise, target[chosen] - self._mean)
-        others = np.setdiff1d(np.arange(len(ms)), chosen)
-        ratio = np.empty(len(ms))
-        ratio[chosen] = self._mean + self._posterior.left_out
-        ratio[others] = self._ratio(kernels.take(others))
-        self.unseen_ms = self._corrected(base, ratio)
+        self._chosen = np.random.default_rng(0).permutation(len(ms))[:MOST_ROWS]
+        kernels, ms, rows = kernels.take(self._chosen), ms[self._chosen], rows[self._chosen]
+        self._points = embed(kernels)
+        target = np.log((ms + RESOLUTION_MS) / (below.predict(kernels) + RESOLUTION_MS))
+        certainty = np.maximum(ms / (ms + RESOLUTION_MS), 1e-6)  # a runtime may leave all of them out
+        self._mean = float(np.average(target, weights=certainty))
+        self._variance = max(float(np.average((target - self._mean) ** 2, weights=certainty)), NOISE**2)
+        noise = (NOISE**2 + (1 - certainty) ** 2) / rows
+        self._scale, self._posterior = self._conditioned(noise, target - self._mean)
 
     def predict(self, kernels: Kernels) -> np.ndarray:
         """float64[N] milliseconds."""
         return self._corrected(self._below.predict(kernels), self._ratio(kernels))
+
+    def unseen_ms(self, kernels: Kernels) -> np.ndarray:
+        """float64[N] milliseconds of those it was made from, each as if it had not been seen."""
+        ratio = self._ratio(kernels)
+        ratio[self._chosen] = self._mean + self._posterior.left_out
+        return self._corrected(self._below.predict(kernels), ratio)
 
     def deviation(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: standard deviation of the logarithm of `predict`."""
@@ -195,7 +196,7 @@ class KernelRegressor:
             mine = kernels.take(members)
             level = Level(self._kinds[_is_product(family)], _by_epilogue(mine.types), mine, ms[members], count[members])
             self._families[family] = level
-            unseen[members] = level.unseen_ms
+            unseen[members] = level.unseen_ms(mine)
         others = count[own] - 1
         sum_of_others = ms[own] * count[own] - rows["ms"].to_numpy()[fitted]
         self.unseen_ms = (sum_of_others + self.PRIOR_ROWS * unseen[own]) / (others + self.PRIOR_ROWS)
