@@ -24,7 +24,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from latency.errors import MillipruneError
@@ -84,7 +84,6 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
     Args:
         first: int64[K, L], feasible structures to begin with.
         latency_ms: float64[P] of structures int64[P, L]; given, the search is for the front of accuracy against latency.
-        shared: whether other processes work on the same study.
     """
 
     def __init__(
@@ -94,28 +93,26 @@ class MetaPruningSampler(optuna.samplers.BaseSampler):
         seed: int,
         first: np.ndarray | None = None,
         latency_ms: Callable[[np.ndarray], np.ndarray] | None = None,
-        shared: bool = False,
     ) -> None:
         self.feasible = feasible
         self.evolution = evolution
         self.seed = seed
         self.first: Sequence[np.ndarray] = () if first is None else list(first)
         self.latency_ms = latency_ms
-        self.shared = shared
         self.finished = Finished(feasible.network)
+        self.space = {g.name: CategoricalDistribution(g.choices) for g in feasible.network.genes}
         self._levels = feasible.levels() if latency_ms else [feasible]
-        self._space = {g.name: CategoricalDistribution(g.choices) for g in feasible.network.genes}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        return dict(self._space)
+        return dict(self.space)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        done = self.finished.of(study)
-        if self.shared:
-            widths = self.propose(done, trial.number, _taken(study, trial.number, self.feasible.network))
-        else:
-            widths = self.propose(done, len(done))
-        return dict(zip(self._space, map(int, widths), strict=True))
+        taken = _taken(study, trial.number, self.feasible.network)
+        return self.params(self.propose(self.finished.of(study), trial.number, taken))
+
+    def params(self, widths: np.ndarray) -> dict[str, int]:
+        """A structure int64[L] as a trial's parameters."""
+        return dict(zip(self.space, map(int, widths), strict=True))
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
         raise SearchError(f"optuna asked for the unknown parameter '{name}'.")
@@ -234,22 +231,43 @@ def evolve(
     """
     feasible.smallest()
     network, shared = feasible.network, isinstance(journal, str)
-    sampler = MetaPruningSampler(feasible, evolution, seed, first, latency_ms, shared)
+    sampler = MetaPruningSampler(feasible, evolution, seed, first, latency_ms)
     study = _study(journal, sampler, network, study_name)
     candidates = sampler.finished.of(study)
     while len(candidates) < evolution.evaluations:
         progress(len(candidates), next(iter(best(candidates, 1)), None))
         try:
-            trial = study.ask()
-            widths = np.array([trial.suggest_categorical(gene.name, gene.choices) for gene in network.genes])
+            (_evaluate_shared if shared else _evaluate_next)(study, sampler, evaluate)
         except Exhausted:
             break
-        score = evaluate(widths)
-        trial.set_user_attr(ACCURACY, score.accuracy)
-        study.tell(trial, score.loss)
         candidates = sampler.finished.of(study)
     progress(len(candidates), next(iter(best(candidates, 1)), None))
     return candidates
+
+
+def _evaluate_next(study: optuna.Study, sampler: MetaPruningSampler, evaluate: Callable[[np.ndarray], Score]) -> None:
+    """One more candidate, which is written once it has been evaluated: a record for every gene would take longer than a GPU
+    takes for the candidate."""
+    done = sampler.finished.of(study)
+    widths = sampler.propose(done, len(done))
+    score = evaluate(widths)
+    study.add_trial(
+        create_trial(
+            value=score.loss,
+            params=sampler.params(widths),
+            distributions=dict(sampler.space),
+            user_attrs={ACCURACY: score.accuracy},
+        )
+    )
+
+
+def _evaluate_shared(study: optuna.Study, sampler: MetaPruningSampler, evaluate: Callable[[np.ndarray], Score]) -> None:
+    """One more candidate, which other processes see as soon as it has been drawn."""
+    trial = study.ask()
+    widths = np.array([trial.suggest_categorical(name, one.choices) for name, one in sampler.space.items()])
+    score = evaluate(widths)
+    trial.set_user_attr(ACCURACY, score.accuracy)
+    study.tell(trial, score.loss)
 
 
 def _study(journal: Path | str, sampler: MetaPruningSampler, network: Network, name: str) -> optuna.Study:
