@@ -23,11 +23,11 @@ from latency.errors import (
 
 if TYPE_CHECKING:
     from latency.devices import Device, open_device
-    from latency.measurement import Measurement
-    from latency.network import Gene, Network
-    from latency.predictor import LatencyPredictor, Prediction, load_predictor
-    from latency.table import LatencyTable
-    from latency.tracing import trace
+    from latency.graph.network import Gene, Network
+    from latency.measuring.measurement import Measurement
+    from latency.measuring.table import LatencyTable
+    from latency.prediction.predictor import LatencyPredictor, Prediction, load_predictor
+    from latency.tracing.trace import trace
 
 __all__ = [
     "Device",
@@ -52,14 +52,14 @@ __all__ = [
 _HOMES = {
     "Device": "devices",
     "open_device": "devices",
-    "Gene": "network",
-    "Network": "network",
-    "LatencyPredictor": "predictor",
-    "Prediction": "predictor",
-    "load_predictor": "predictor",
-    "Measurement": "measurement",
-    "LatencyTable": "table",
-    "trace": "tracing",
+    "Gene": "graph.network",
+    "Network": "graph.network",
+    "LatencyPredictor": "prediction.predictor",
+    "Prediction": "prediction.predictor",
+    "load_predictor": "prediction.predictor",
+    "Measurement": "measuring.measurement",
+    "LatencyTable": "measuring.table",
+    "trace": "tracing.trace",
 }
 
 

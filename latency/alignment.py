@@ -15,10 +15,10 @@ import numpy as np
 
 from latency.devices import Device
 from latency.errors import TableError
-from latency.fingerprint import slug
-from latency.measurement import Protocol
-from latency.network import Network
-from latency.table import write_beside
+from latency.graph.network import Network
+from latency.measuring.fingerprint import slug
+from latency.measuring.measurement import Protocol
+from latency.measuring.table import write_beside
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 WIDTHS = (96, 97, 98, 100, 104, 108, 112, 115, 118, 120, 124, 127, 128, 129, 132, 134, 136, 140, 144, 147, 150, 152, 156, 160)
@@ -92,7 +92,7 @@ def proposed(overheads: Mapping[int, float]) -> int:
 def _network() -> Network:
     from torch import nn
 
-    from latency.tracing import trace
+    from latency.tracing.trace import trace
 
     width = WIDTHS[-1]
     layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), nn.ReLU()]

@@ -11,10 +11,10 @@ import numpy as np
 from latency.coverage import quick_plan
 from latency.devices import Device
 from latency.errors import MeasurementError
-from latency.measurement import Protocol
-from latency.network import Network
-from latency.predictor import OWN_STRUCTURES, LatencyPredictor
-from latency.table import REFUSED, LatencyTable
+from latency.graph.network import Network
+from latency.measuring.measurement import Protocol
+from latency.measuring.table import REFUSED, LatencyTable
+from latency.prediction.predictor import OWN_STRUCTURES, LatencyPredictor
 
 BLOCK = 8
 """Structures measured in one session: the disturbed ones of them are visited again, then all are written."""

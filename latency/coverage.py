@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latency.network import Gene, Network
+from latency.graph.network import Gene, Network
 
 QUICK_STRUCTURES = 60
 SHORT_STRUCTURES = 160

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 import onnx
 from onnx import helper
 
-from latency.kept import KeptMeasurements
-from latency.kernels import Kernel, find_kernels
-from latency.measurement import Protocol
-from latency.shapes import static_shapes
+from latency.graph.kernels import Kernel, find_kernels
+from latency.graph.shapes import static_shapes
+from latency.measuring.kept import KeptMeasurements
+from latency.measuring.measurement import Protocol
 
 PROTOCOL = Protocol(rounds=4, round_ms=1.0, warmup_ms=2.0, profiled_runs=1)
 

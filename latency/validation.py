@@ -11,10 +11,10 @@ from scipy.stats import kendalltau
 
 from latency.build import BLOCK
 from latency.coverage import quick_plan
+from latency.graph.network import Network
 from latency.isolated import isolated_sums
-from latency.kept import KeptMeasurements, Timed
-from latency.network import Network
-from latency.predictor import LatencyPredictor
+from latency.measuring.kept import KeptMeasurements, Timed
+from latency.prediction.predictor import LatencyPredictor
 
 Progress = Callable[[int], object]
 

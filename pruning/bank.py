@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latency import axis
+from latency.graph import axis
 
 CAPACITY = 16
 """Gradients that are kept before they are settled."""

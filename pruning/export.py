@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latency.template import export_onnx
+from latency.graph.template import export_onnx
 from pruning.data import Dataset, Images
 
 

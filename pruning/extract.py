@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from latency.axis import mesh
-from latency.network import Network
+from latency.graph.axis import mesh
+from latency.graph.network import Network
 
 SIZES = (
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters",

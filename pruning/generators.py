@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latency.axis import mesh
+from latency.graph.axis import mesh
 from pruning.bank import Bank, Kept
 from pruning.initialise import he_deviation
 

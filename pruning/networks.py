@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from latency.errors import MillipruneError, TraceError
-from latency.network import Network
-from latency.tracing import trace
+from latency.graph.network import Network
+from latency.tracing.trace import trace
 
 
 class UnknownNetwork(MillipruneError):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from latency.network import Network
+from latency.graph.network import Network
 
 ADDED = "_added_bn"
 """What the BN after the convolution `name` is called: `name` + this."""

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from latency.axis import AnyAxis
-from latency.network import Network
+from latency.graph.axis import AnyAxis
+from latency.graph.network import Network
 from pruning.bank import Kept
 from pruning.extract import extract, narrowed
 from pruning.generators import GENERATORS, HIDDEN, FullGenerator, LowRankGenerator, crop

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from latency.network import Network
+from latency.graph.network import Network
 from pruning.data import Dataset
 from pruning.extract import extract
 from pruning.fit import Progress, Recipe, fit

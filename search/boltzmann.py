@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from latency.pairwise import PairwiseCost
+from latency.graph.pairwise import PairwiseCost
 
 
 class BoltzmannSampler:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from latency import open_device
 from latency.alignment import alignment_of
 from latency.devices import Device
-from latency.network import Network
-from latency.predictor import LatencyPredictor
+from latency.graph.network import Network
+from latency.prediction.predictor import LatencyPredictor
 from pruning.data import Dataset, load_data
 from pruning.evaluate import STATISTICS_BATCH, calibration_images
 from pruning.fit import Recipe, training_steps

@@ -12,8 +12,8 @@ import numpy as np
 from latency import open_device
 from latency.alignment import alignment_of
 from latency.devices import Device
-from latency.network import Network
-from latency.predictor import LatencyPredictor
+from latency.graph.network import Network
+from latency.prediction.predictor import LatencyPredictor
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
 from pruning.fit import Recipe, training_steps

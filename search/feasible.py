@@ -19,13 +19,13 @@ import numpy as np
 from scipy.optimize import minimize
 
 from latency.errors import MillipruneError
-from latency.network import Network
-from latency.pairwise import IntractableCost, PairwiseCost
+from latency.graph.network import Network
+from latency.graph.pairwise import IntractableCost, PairwiseCost
 from search.boltzmann import BoltzmannSampler, softmin
 from search.budget import Budget, BudgetError, show_amount
 
 if TYPE_CHECKING:
-    from latency.predictor import LatencyPredictor
+    from latency.prediction.predictor import LatencyPredictor
 
 PROPOSALS = 2**14
 """Structures proposed at a time; so many without a feasible one, and the rest is filled by a walk."""

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from latency.devices import Device
-from latency.network import Network
-from latency.speed import at_speed, typical
+from latency.graph.network import Network
+from latency.measuring.speed import at_speed, typical
 from search.budget import BudgetError, show_amount
 from search.feasible import FeasibleSet
 from search.genetic import Candidate, best

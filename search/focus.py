@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from latency.devices import Device
-from latency.fingerprint import slug
+from latency.measuring.fingerprint import slug
 from pruning.train import Structures, Supernet, all_structures
 from search.feasible import FeasibleSet
 

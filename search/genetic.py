@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from latency.errors import MillipruneError
-from latency.network import Network
+from latency.graph.network import Network
 from pruning.evaluate import Score
 from search.config import without_password
 from search.feasible import FeasibleSet

@@ -11,10 +11,10 @@ import numpy as np
 from latency.build import build_table
 from latency.coverage import quick_plan
 from latency.devices import Device
-from latency.network import Network
-from latency.predictor import LatencyPredictor
-from latency.speed import at_speed
-from latency.table import LatencyTable
+from latency.graph.network import Network
+from latency.measuring.speed import at_speed
+from latency.measuring.table import LatencyTable
+from latency.prediction.predictor import LatencyPredictor
 from search.progress import Reporter, Update
 from search.report import read_json, write_json
 

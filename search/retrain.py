@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor, fx, nn
 
 from latency.devices import Device
-from latency.network import Network
+from latency.graph.network import Network
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
 from pruning.export import exported_accuracy, program_bytes, structure_onnx

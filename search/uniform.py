@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from latency.network import Network
+from latency.graph.network import Network
 from search.feasible import FeasibleSet
 
 NEAREST = 6

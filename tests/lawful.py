@@ -11,7 +11,7 @@ import onnx
 
 from latency.devices import Events, Times
 from latency.devices.local import LocalDevice
-from latency.kernels import Kernel, find_kernels
+from latency.graph.kernels import Kernel, find_kernels
 
 
 def exact_ms(kernel: Kernel) -> float:

@@ -14,8 +14,8 @@ from search import options
 
 if TYPE_CHECKING:
     from latency.devices import Device
-    from latency.network import Network
-    from latency.table import LatencyTable
+    from latency.graph.network import Network
+    from latency.measuring.table import LatencyTable
 
 COVERAGES = ("quick", "adaptive", "full")
 Option = typer.Option
@@ -48,8 +48,8 @@ def main(
             raise MillipruneError(f"--minutes {minutes} given with --coverage {coverage}; it needs --coverage adaptive.")
         from latency import open_device, trace
         from latency.alignment import alignment_of
-        from latency.speed import difference, typical
-        from latency.table import REFUSED, LatencyTable
+        from latency.measuring.speed import difference, typical
+        from latency.measuring.table import REFUSED, LatencyTable
         from pruning.networks import load
 
         opened = open_device(device, threads=threads, precision=precision, lut=out)
@@ -73,7 +73,7 @@ def main(
 def _built(device: Device, network: Network, table: LatencyTable, coverage: str, minutes: float | None) -> LatencyTable:
     from latency.build import build_adaptively, build_table, expected_s, missing_structures
     from latency.coverage import full_plan, quick_plan
-    from latency.measurement import MANY_STRUCTURES
+    from latency.measuring.measurement import MANY_STRUCTURES
 
     title = f"{network.name} on {device.name}"
     if coverage == "adaptive":

@@ -19,7 +19,7 @@ from latency.errors import reported_by_command
 from search import options
 
 if TYPE_CHECKING:
-    from latency.kept import KeptMeasurements
+    from latency.measuring.kept import KeptMeasurements
 
 Option = typer.Option
 
@@ -40,8 +40,8 @@ def main(
     """Measure and validate DEVICE, and print a table."""
     with reported_by_command():
         from latency import open_device
-        from latency.fingerprint import slug
-        from latency.kept import KeptMeasurements
+        from latency.measuring.fingerprint import slug
+        from latency.measuring.kept import KeptMeasurements
         from search.report import read_json, write_json
 
         for kind in precision or ["fp32"]:
@@ -65,8 +65,8 @@ def _checked(kept: KeptMeasurements, name: str, shape: tuple[int, ...], samples:
     from latency.alignment import alignment_of
     from latency.build import build_table
     from latency.coverage import quick_plan
-    from latency.predictor import LatencyPredictor
-    from latency.table import LatencyTable
+    from latency.measuring.table import LatencyTable
+    from latency.prediction.predictor import LatencyPredictor
     from latency.validation import validated
     from pruning.networks import load
 

@@ -33,8 +33,8 @@ def main(
         from latency import open_device, trace
         from latency.build import build_table
         from latency.coverage import quick_plan
-        from latency.predictor import LatencyPredictor
-        from latency.table import LatencyTable
+        from latency.measuring.table import LatencyTable
+        from latency.prediction.predictor import LatencyPredictor
         from pruning.networks import load
 
         core = min(os.sched_getaffinity(0))

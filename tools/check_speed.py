@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from latency.network import Network
+    from latency.graph.network import Network
 
 BUDGETS: dict[str, float | tuple[float, float]] = {"mobilenet_v1": 41e6, "mobilenet_v2": 43e6, "resnet50": (0.95e9, 1.05e9)}
 """The paper's tightest, in multiply-adds at 224 pixels."""

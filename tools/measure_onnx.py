@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latency.errors import MeasurementError, reported_by_command
-from latency.speed import difference
+from latency.measuring.speed import difference
 from search import options
 
 if TYPE_CHECKING:
-    from latency.predictor import LatencyPredictor
+    from latency.prediction.predictor import LatencyPredictor
 
 
 def main(

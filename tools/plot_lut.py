@@ -15,8 +15,8 @@ from latency.errors import MillipruneError, reported_by_command
 from search import options
 
 if TYPE_CHECKING:
-    from latency.network import Network
-    from latency.predictor import LatencyPredictor
+    from latency.graph.network import Network
+    from latency.prediction.predictor import LatencyPredictor
 
 Option = typer.Option
 

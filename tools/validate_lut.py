@@ -35,9 +35,9 @@ def main(
     with reported_by_command():
         from latency import open_device, trace
         from latency.alignment import alignment_of
-        from latency.kept import KeptMeasurements
-        from latency.predictor import LatencyPredictor
-        from latency.table import LatencyTable
+        from latency.measuring.kept import KeptMeasurements
+        from latency.measuring.table import LatencyTable
+        from latency.prediction.predictor import LatencyPredictor
         from latency.validation import validated
         from pruning.networks import load
         from search.report import write_json

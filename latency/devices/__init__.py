@@ -1,6 +1,6 @@
 """Devices: things that load an ONNX model, time it and say which kernels took how long.
 
-Backends import their libraries only when opened. Every one passes the contract suite in tests/latency/test_devices.py.
+Backends import their libraries only when opened. Every one passes the contract suite in tests/latency/devices/test_devices.py.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
-from latency.devices.base import Device, Events, LoadedModel, Times
 from latency.errors import DeviceUnavailable
+from latency.measuring.device import Device, Events, LoadedModel, Times
 
 __all__ = ["DEVICES", "Device", "Events", "LoadedModel", "Times", "open_device"]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from latency.devices.base import Times
 from latency.devices.core import CoreMonitor
 from latency.devices.nvml import GpuMonitor
-from latency.fingerprint import preemptions
+from latency.measuring.device import Times
+from latency.measuring.fingerprint import preemptions
 
 PATIENCE = 4
 """How many times the runs wanted are made to find one undisturbed, on a CPU that others use, ..."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from latency.errors import DeviceUnavailable, MeasurementError
-from latency.fingerprint import Fingerprint
+from latency.measuring.fingerprint import Fingerprint
 
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""

@@ -10,8 +10,8 @@ from latency.devices.core import CoreMonitor
 from latency.devices.cuda import Card, require_gpu
 from latency.devices.local import LocalDevice
 from latency.devices.nvml import GpuMonitor
-from latency.fingerprint import Fingerprint, GpuState, processor
-from latency.precision import require_precision
+from latency.graph.precision import require_precision
+from latency.measuring.fingerprint import Fingerprint, GpuState, processor
 
 
 class LibraryDevice(LocalDevice):

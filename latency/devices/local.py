@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from latency.attribution import profiled_kernels
-from latency.devices.base import Device, LoadedModel
-from latency.fingerprint import Conditions, GpuState, conditions_since, cpu_times
-from latency.measurement import Measurement, Protocol
-from latency.protocol import Rounds, timed
+from latency.measuring.attribution import profiled_kernels
+from latency.measuring.device import Device, LoadedModel
+from latency.measuring.fingerprint import Conditions, GpuState, conditions_since, cpu_times
+from latency.measuring.measurement import Measurement, Protocol
+from latency.measuring.protocol import Rounds, timed
 
 
 class LocalDevice(Device):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from latency.fingerprint import GpuState
+from latency.measuring.fingerprint import GpuState
 
 try:
     import pynvml

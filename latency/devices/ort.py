@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from latency.devices.base import Events, Times
 from latency.devices.clock import mean_of_quiet
 from latency.devices.library import LibraryDevice
 from latency.errors import DeviceUnavailable, MeasurementError
-from latency.precision import lowered
+from latency.graph.precision import lowered
+from latency.measuring.device import Events, Times
 
 try:
     import onnxruntime

@@ -13,12 +13,12 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor, fx
 
-from latency.devices.base import Events, Times
 from latency.devices.clock import mean_of_quiet
 from latency.devices.library import LibraryDevice
 from latency.devices.torch_graph import torch_module
 from latency.errors import DeviceUnavailable, MeasurementError
-from latency.shapes import static_shapes
+from latency.graph.shapes import static_shapes
+from latency.measuring.device import Events, Times
 
 
 class TorchDevice(LibraryDevice):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from latency.devices.base import Device
 from latency.errors import DeviceUnavailable, TableError
-from latency.fingerprint import Fingerprint, slug
-from latency.table import LatencyTable
+from latency.measuring.device import Device
+from latency.measuring.fingerprint import Fingerprint, slug
+from latency.measuring.table import LatencyTable
 
 
 class RecordedDevice(Device):

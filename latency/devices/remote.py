@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import execnet
 
-from latency.devices.base import Device
 from latency.devices.worker import DONE, REFUSED, unpacked
 from latency.errors import DeviceUnavailable, MeasurementError
-from latency.fingerprint import Fingerprint
+from latency.measuring.device import Device
+from latency.measuring.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
-    from latency.measurement import Measurement, Protocol
+    from latency.measuring.measurement import Measurement, Protocol
 
 NEEDED = "numpy scipy pandas onnx"
 """Packages without which nothing can be measured there, besides what the device itself needs."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from latency.devices.base import Events, Times
 from latency.devices.clock import GPU_SPREAD, GpuClock
 from latency.devices.cuda import Card, Gpu, Graph, require_gpu
 from latency.devices.local import LocalDevice
@@ -20,8 +19,9 @@ from latency.devices.nvml import GpuMonitor
 from latency.devices.trt_engine import OPTIMIZATION_LEVEL, PRECISIONS, EngineBuilder, require_capability, tensorrt_library
 from latency.devices.trt_layers import nodes_by_layer
 from latency.errors import MeasurementError
-from latency.fingerprint import Fingerprint, GpuState, slug
-from latency.precision import require_precision
+from latency.graph.precision import require_precision
+from latency.measuring.device import Events, Times
+from latency.measuring.fingerprint import Fingerprint, GpuState, slug
 
 
 class TensorRTDevice(LocalDevice):

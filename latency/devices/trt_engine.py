@@ -1,6 +1,6 @@
 """ONNX models built into engines by TensorRT, or by TensorRT for RTX where that is what is installed.
 
-Networks are strongly typed: the model's own types decide (`latency.precision`), which is the only way that TensorRT 11
+Networks are strongly typed: the model's own types decide (`latency.graph.precision`), which is the only way that TensorRT 11
 and the RTX edition know and that 10 has as well. Building needs no GPU where a compute capability is named (RTX edition).
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from latency.errors import DeviceUnavailable, MeasurementError
 from latency.files import write_whole
-from latency.precision import lowered
+from latency.graph.precision import lowered
 
 PRECISIONS = ("fp32", "tf32", "fp16", "int8")
 OPTIMIZATION_LEVEL = 3

@@ -16,8 +16,8 @@ import pandas as pd
 
 from latency.devices import Device, open_device
 from latency.errors import MeasurementError, MillipruneError
-from latency.fingerprint import Conditions, GpuState
-from latency.measurement import Measurement, Protocol
+from latency.measuring.fingerprint import Conditions, GpuState
+from latency.measuring.measurement import Measurement, Protocol
 
 if TYPE_CHECKING:
     from execnet import Channel

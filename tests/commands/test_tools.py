@@ -13,7 +13,7 @@ from launcher import ROOT, command
 import latency
 from latency.build import build_table
 from latency.coverage import quick_plan
-from latency.table import LatencyTable
+from latency.measuring.table import LatencyTable
 
 
 def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:

@@ -9,7 +9,7 @@ from lawful import LawfulDevice, LawfulModel
 import latency
 from latency.alignment import WIDTHS, alignment_of, probe, proposed
 from latency.devices import Times
-from latency.kernels import Kernel
+from latency.graph.kernels import Kernel
 
 
 def padded(block: int):
@@ -58,7 +58,7 @@ class Disturbed(LawfulDevice):
     ],
 )
 def test_a_disturbed_probe_is_repeated_until_two_in_a_row_agree(slow, probes: int, monkeypatch) -> None:
-    monkeypatch.setattr("latency.protocol.IN_VAIN_S", 0)
+    monkeypatch.setattr("latency.measuring.protocol.IN_VAIN_S", 0)
     device = Disturbed(*slow)
     assert proposed(probe(device)) == (32 if slow == [(112, 144)] else 8)
     assert device.loaded == probes * len(WIDTHS)

@@ -10,8 +10,8 @@ from lawful import LawfulDevice
 from latency.build import build_adaptively, build_table, expected_s
 from latency.coverage import quick_plan
 from latency.errors import MeasurementError, TableError
-from latency.predictor import LatencyPredictor
-from latency.table import REFUSED, LatencyTable
+from latency.measuring.table import REFUSED, LatencyTable
+from latency.prediction.predictor import LatencyPredictor
 
 
 def test_it_stops_by_itself_once_predictions_get_no_better(lawful, tiny_network, tmp_path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from latency.pairwise import IntractableCost, PairwiseCost
+from latency.graph.pairwise import IntractableCost, PairwiseCost
 from search.boltzmann import AliasTable, BoltzmannSampler, softmin
 
 

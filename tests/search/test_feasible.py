@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import latency
 from latency.build import build_table
 from latency.coverage import quick_plan
-from latency.predictor import LatencyPredictor
-from latency.table import LatencyTable
+from latency.measuring.table import LatencyTable
+from latency.prediction.predictor import LatencyPredictor
 from pruning.networks import load
 from search.budget import BudgetError
 from search.feasible import FeasibleSet

@@ -6,8 +6,8 @@ from lawful import LawfulDevice, Wandering
 
 from latency.build import build_table
 from latency.coverage import quick_plan
-from latency.predictor import LatencyPredictor
-from latency.table import LatencyTable
+from latency.measuring.table import LatencyTable
+from latency.prediction.predictor import LatencyPredictor
 from search.budget import BudgetError
 from search.feasible import FeasibleSet
 from search.finalists import FINALISTS, Finish, finish, measured_front, measured_ms

@@ -5,8 +5,8 @@ import pytest
 
 from latency.build import build_table
 from latency.coverage import quick_plan
-from latency.predictor import LatencyPredictor
-from latency.table import LatencyTable
+from latency.measuring.table import LatencyTable
+from latency.prediction.predictor import LatencyPredictor
 from pruning.train import SUPERNETS
 from search.feasible import FeasibleSet
 from search.focus import trained_on

@@ -5,8 +5,8 @@ import pytest
 import latency
 from latency.build import build_table
 from latency.coverage import quick_plan
-from latency.predictor import LatencyPredictor
-from latency.table import LatencyTable
+from latency.measuring.table import LatencyTable
+from latency.prediction.predictor import LatencyPredictor
 from search.measured import unpruned_ms
 
 

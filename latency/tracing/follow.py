@@ -1,0 +1,102 @@
+"""Node after node: its channels by its rule, or, where there is none, left as they are."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from latency.errors import TraceError
+from latency.graph import operations
+from latency.tracing.channels import Channels, Flows
+from latency.tracing.parts import picks, split
+from latency.tracing.rules import rule_of
+from latency.tracing.symbolic import shape_of
+from latency.tracing.walk import Unfollowed, Walk, lies_along_one_axis
+
+
+def follow(walk: Walk, node: fx.Node) -> None:
+    """Enter what is known of a node, all before it having been followed.
+
+    Raises:
+        TraceError: it is a second input.
+    """
+    if node.op == "placeholder":
+        _image(walk, node)
+    elif node.op == "output":
+        _pin_inputs(walk, node)
+    elif shape_of(node) is None:
+        return  # sizes and other plain numbers carry no channels
+    elif node.op == "get_attr":
+        if not all(_joins(user) for user in node.users):
+            walk.unfollowed.append(f"parameter or buffer '{node.target}' is no summand or factor")
+            walk.channels[node] = walk.kept_bare(node)
+    elif walk.bare(node) is None:
+        try:
+            walk.channels[node] = _part(walk, node) or _followed(walk, node)
+        except Unfollowed as reason:
+            walk.channels[node] = _left_alone(walk, node, str(reason))
+
+
+def _image(walk: Walk, node: fx.Node) -> None:
+    if walk.channels:
+        raise TraceError(f"{walk.name}: {walk.owner(node)} is a second input. Trace a module with one image input.")
+    walk.channels[node] = walk.fixed(node)
+
+
+def _joins(user: fx.Node) -> bool:
+    """Whether what uses a bare parameter adds it to something, or multiplies by it, maybe in another shape, or asks for
+    its size."""
+    if lies_along_one_axis(user):
+        return all(other.target in operations.JOINING_FUNCTIONS for other in user.users)
+    return shape_of(user) is None or user.target in operations.JOINING_FUNCTIONS
+
+
+def _part(walk: Walk, node: fx.Node) -> Channels | None:
+    """Of one of several equal tensors."""
+    return walk.parts.get(node.all_input_nodes[0]) if picks(node) else None
+
+
+def _followed(walk: Walk, node: fx.Node) -> Channels:
+    module = walk.modules[str(node.target)] if node.op == "call_module" else None
+    rule = rule_of(node, module)
+    carriers = walk.carriers(node)
+    if walk.constants.issuperset(carriers):
+        raise Unfollowed("computes with bare parameters alone")
+    if not all(walk.channels[source].flows for source in carriers):
+        raise Unfollowed("works on something without channels")
+    if len(shape_of(node)) < 2 and rule is not split:
+        raise Unfollowed("leaves nothing that has channels")
+    return rule(walk, node, module)
+
+
+def _left_alone(walk: Walk, node: fx.Node, what: str) -> Channels:
+    """What goes in keeps all of its channels, and so does what comes out, and all parameters keep their shapes."""
+    lost = not all(map(walk.variables.all_fixed, _flows_into(walk, node)))
+    _pin_inputs(walk, node)
+    if _parameters_kept(walk, node) or lost:
+        walk.unfollowed.append(f"{walk.owner(node)} {what}")
+    if walk.constants.issuperset(walk.carriers(node)):
+        walk.constants.add(node)
+    return walk.fixed(node)
+
+
+def _parameters_kept(walk: Walk, node: fx.Node) -> bool:
+    """Whether the node has or reads any; they keep their shapes."""
+    bare = [source for source in map(walk.bare, node.all_input_nodes) if source]
+    for source in bare:
+        walk.kept_bare(source)
+    if node.op != "call_module":
+        return bool(bare)
+    layer, prefix = walk.modules[str(node.target)], str(node.target)
+    own = [*layer.named_parameters(prefix), *layer.named_buffers(prefix)]
+    walk.tensors.update({name: tuple(tensor.shape) for name, tensor in own})
+    return bool(own)
+
+
+def _pin_inputs(walk: Walk, node: fx.Node) -> None:
+    for flows in _flows_into(walk, node):
+        walk.variables.pin(flows)
+
+
+def _flows_into(walk: Walk, node: fx.Node) -> list[Flows]:
+    carried = [carriers.get(source) for source in node.all_input_nodes for carriers in (walk.channels, walk.parts)]
+    return [channels.flows for channels in carried if channels]

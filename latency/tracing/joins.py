@@ -1,0 +1,72 @@
+"""Rules of what combines tensors: channels are joined where they are added or multiplied, lined up where concatenated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+
+from latency.tracing.channels import Channels, Flows
+from latency.tracing.symbolic import argument, shape_of
+from latency.tracing.walk import Unfollowed, Walk, rewrite
+
+
+def join(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Stretch by stretch."""
+    rank = len(shape_of(node))
+    operands = walk.carriers(node)
+    if any(len(shape_of(source)) != rank for source in operands):
+        raise Unfollowed("combines tensors of different ranks")
+    axis = _common_axis(walk, operands)
+    flows = {source: walk.on(node, source, axis) for source in operands}
+    joined = [flows[source] for source in operands if shape_of(source)[axis] == shape_of(node)[axis]]
+    if not joined:
+        raise Unfollowed("is wider than what it computes with")
+    for source in node.all_input_nodes:
+        bare = walk.bare(source)
+        if bare:
+            _line_up(walk, bare, source, joined[0], axis - rank)
+    return Channels(_joined(walk, joined), axis)
+
+
+def concatenate(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    dim = (argument(node, 1, "dim") or 0) % len(shape_of(node))
+    tensors = argument(node, 0, "tensors")
+    axis = _common_axis(walk, tensors)
+    flows = [walk.on(node, tensor, axis) for tensor in tensors]
+    if dim == axis:
+        return Channels(tuple(flow for one in flows for flow in one), axis)
+    return Channels(_joined(walk, flows), axis)
+
+
+def _common_axis(walk: Walk, operands: Sequence[fx.Node]) -> int:
+    """On which they carry their channels: the first of them that may be pruned."""
+    free = [source for source in operands if not walk.variables.all_fixed(walk.channels[source].flows)]
+    return walk.channels[(free or operands)[0]].axis
+
+
+def _joined(walk: Walk, flows: Sequence[Flows]) -> Flows:
+    """All of them as one."""
+    for other in flows[1:]:
+        walk.variables.join(flows[0], other)
+    return flows[0]
+
+
+def _line_up(walk: Walk, bare: fx.Node, shaped: fx.Node, flows: Flows, axis: int) -> None:
+    """A bare parameter has the channels of what it is combined with, `shaped` as it is then, where it has an entry for
+    each, on that `axis` (below 0: from the last on). Beside a buffer all of them stay."""
+    name, shape = str(bare.target), shape_of(shaped)
+    wide = len(shape) + axis >= 0 and shape[axis] > 1
+    if name not in walk.parameters:
+        walk.variables.pin(flows if wide else ())
+        return
+    sizes: list[Flows | int] = list(shape_of(bare))
+    if wide and shaped is bare:
+        sizes[axis] = flows
+    elif wide:
+        sizes[sizes.index(shape[axis])] = flows
+        rewrite(shaped, torch.reshape, (*shape[:axis], -1, *shape[len(shape) + axis + 1 :]))
+    if walk.tensors.setdefault(name, tuple(sizes)) != tuple(sizes):  # used elsewhere, with other channels
+        walk.kept_bare(bare)
+        walk.variables.pin(flows)

@@ -1,0 +1,130 @@
+"""Rules of layers: which channels they read and make, and which of their tensors have an entry for each."""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx, nn
+
+from latency.tracing.channels import Channels, Flow, Flows
+from latency.tracing.symbolic import shape_of
+from latency.tracing.walk import Unfollowed, Walk
+
+
+def conv(walk: Walk, node: fx.Node, layer: nn.Conv2d) -> Channels:
+    height, width = shape_of(node)[2:]
+    taps = math.prod(layer.kernel_size) * height * width
+    if layer.groups == 1:
+        inputs: Flows | int = walk.input_on(node, 1)
+        outputs = walk.new(node, layer.out_channels)
+    else:
+        inputs, outputs = layer.in_channels // layer.groups, _grouped(walk, node, layer)
+    _layer(walk, node, layer, "conv", inputs, outputs, taps, layer.kernel_size)
+    return Channels(outputs)
+
+
+def _grouped(walk: Walk, node: fx.Node, layer: nn.Conv2d) -> Flows:
+    """Outputs of a grouped convolution: pruning its input drops whole groups, and with them their outputs.
+
+    Where that cannot be (fewer outputs than inputs, a group across a concatenation), neither side is pruned.
+    """
+    flows = walk.variables.roots(walk.input_on(node, 1))
+    group = layer.in_channels // layer.groups
+    if layer.out_channels % layer.in_channels or _cuts_groups(walk, flows, group):
+        walk.variables.pin(flows)
+        outputs = walk.new(node, layer.out_channels)
+        walk.variables.pin(outputs)
+        return outputs
+    walk.variables.restrict(flows, group)
+    times = layer.out_channels // layer.in_channels
+    return tuple(Flow(flow.variable, flow.per_channel * times) for flow in flows)
+
+
+def _cuts_groups(walk: Walk, flows: Flows, group: int) -> bool:
+    """Whether a group of so many entries would lie across a concatenation."""
+    return any(walk.variables.entries(flow) % group for flow in flows)
+
+
+def linear(walk: Walk, node: fx.Node, layer: nn.Linear) -> Channels:
+    """At more positions than one it is a pointwise convolution."""
+    last, positions = len(shape_of(node)) - 1, math.prod(shape_of(node)[1:-1])
+    inputs, outputs = walk.input_on(node, last), walk.new(node, layer.out_features)
+    _layer(walk, node, layer, "linear" if last == 1 else "conv", inputs, outputs, positions)
+    return Channels(outputs, last)
+
+
+def batchnorm(walk: Walk, node: fx.Node, layer: nn.Module) -> Channels:
+    flows = walk.input_on(node, 1)
+    name = str(node.target)
+    for tensor in ("weight", "bias", "running_mean", "running_var"):
+        if getattr(layer, tensor) is not None:
+            _for_each(walk, flows, f"{name}.{tensor}")
+    return Channels(flows)
+
+
+def layernorm(walk: Walk, node: fx.Node, layer: nn.LayerNorm) -> Channels:
+    """Over the channels only, which lie on the last axis."""
+    if len(layer.normalized_shape) > 1:
+        raise Unfollowed(f"is a LayerNorm over {tuple(layer.normalized_shape)}")
+    last = len(shape_of(node)) - 1
+    channels = Channels(walk.input_on(node, last), last)
+    if not layer.elementwise_affine:
+        walk.variables.pin(channels.flows)  # nothing would say what is left of them
+    for tensor, _ in layer.named_parameters(recurse=False):
+        _for_each(walk, channels.flows, f"{node.target}.{tensor}")
+    return channels
+
+
+def groupnorm(walk: Walk, node: fx.Node, layer: nn.GroupNorm) -> Channels:
+    """Whole groups go, but where there is only one."""
+    flows = walk.variables.roots(walk.input_on(node, 1))
+    group = layer.num_channels // layer.num_groups
+    if layer.num_groups > 1:
+        if _cuts_groups(walk, flows, group):
+            raise Unfollowed("is a GroupNorm with groups across a concatenation")
+        walk.variables.restrict(flows, group)
+    if not layer.affine:
+        walk.variables.pin(flows)  # nothing would say what is left of them
+    for tensor, _ in layer.named_parameters(recurse=False):
+        _for_each(walk, flows, f"{node.target}.{tensor}")
+    return Channels(flows)
+
+
+def prelu(walk: Walk, node: fx.Node, layer: nn.PReLU) -> Channels:
+    if layer.num_parameters == 1:
+        walk.tensors[f"{node.target}.weight"] = (1,)
+        return walk.input(node)
+    flows = walk.input_on(node, 1)
+    _for_each(walk, flows, f"{node.target}.weight")
+    return Channels(flows)
+
+
+def _for_each(walk: Walk, flows: Flows, name: str) -> None:
+    """A tensor of so many entries; where it was used before, these are the same channels, or all are kept."""
+    (known,) = walk.tensors.setdefault(name, (flows,))
+    if isinstance(known, int):
+        walk.variables.pin(flows)
+    else:
+        walk.variables.join(known, flows)
+
+
+def _layer(
+    walk: Walk,
+    node: fx.Node,
+    layer: nn.Conv2d | nn.Linear,
+    kind: str,
+    inputs: Flows | int,
+    outputs: Flows,
+    taps: int,
+    window: tuple[int, ...] = (),
+) -> None:
+    """Called once more, it reads and makes the same channels as before."""
+    name = str(node.target)
+    _, before, made, times = walk.layers.get(name, (kind, inputs, outputs, 0))
+    walk.variables.join(made, outputs)
+    if not isinstance(before, int) and not isinstance(inputs, int):
+        walk.variables.join(before, inputs)
+    walk.layers[name] = (kind, before, made, times + taps)
+    walk.tensors[f"{name}.weight"] = (made, before, *window)
+    if layer.bias is not None:
+        walk.tensors[f"{name}.bias"] = (made,)

@@ -1,0 +1,93 @@
+"""Rules of what takes a part of the channels: they are cut into equal parts, which shrink alike from then on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from latency.tracing.channels import Channels
+from latency.tracing.symbolic import argument, shape_of
+from latency.tracing.walk import Unfollowed, Walk, rewrite
+
+MOST_PARTS = 32
+"""Equal parts of which unequal ones are made."""
+
+
+def split(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Parts stay equal, whatever way of splitting was used. Unequal ones are made of equal ones."""
+    dim = (argument(node, 2, "dim") or 0) % len(shape_of(walk.source(node)))
+    sizes = [part.shape[dim] for part in node.meta["tensor_meta"]]
+    if dim != walk.input(node).axis:
+        walk.parts[node] = walk.input(node)
+        return Channels(())
+    unequal = len(set(sizes)) > 1
+    if unequal and not (all(sizes) and all(map(picks, node.users))):
+        raise Unfollowed("splits into unequal parts")
+    count, made_of = _in_equal_parts(sizes)
+    walk.parts[node] = _equal_part(walk, node, count, dim)
+    for user in list(node.users) if unequal else ():
+        index: Any = user.args[1]
+        _regroup(walk, user, node, made_of[index], dim)
+    rewrite(node, torch.chunk, count, dim)
+    return Channels(())
+
+
+def stretch(walk: Walk, node: fx.Node, start: int, stop: int, dim: int) -> Channels:
+    """A stretch of the channels is made of equal parts of all of them."""
+    size = shape_of(walk.source(node))[dim]
+    count, made_of = _in_equal_parts([start, stop - start, size - stop])
+    part = _equal_part(walk, node, count, dim)
+    with node.graph.inserting_before(node):
+        parts = node.graph.call_function(torch.chunk, (walk.source(node), count, dim))
+    _regroup(walk, node, parts, made_of[1], dim)
+    return Channels(part.flows * len(made_of[1]), dim)
+
+
+def glu(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    dim: Any = argument(node, 1, "dim") if module is None else module.dim
+    return _equal_part(walk, node, 2, (-1 if dim is None else dim) % len(shape_of(node)))
+
+
+def _equal_part(walk: Walk, node: fx.Node, count: int, dim: int) -> Channels:
+    channels = walk.input(node)
+    if dim != channels.axis:
+        return channels
+    part = walk.variables.equal_parts(channels.flows, count)
+    if part is None:
+        raise Unfollowed("splits in the middle of a channel")
+    return Channels(part, dim)
+
+
+def _regroup(walk: Walk, node: fx.Node, parts: fx.Node, places: range, dim: int) -> None:
+    """Make `node` one of `parts`, or the concatenation of some."""
+    if len(places) == 1:
+        node.args = (parts, places[0])
+        return
+    whole = node.meta["tensor_meta"]
+    shape = list(whole.shape)
+    shape[dim] //= len(places)
+    with node.graph.inserting_before(node):
+        pieces = [node.graph.call_function(operator.getitem, (parts, place)) for place in places]
+    for piece in pieces:
+        piece.meta = node.meta | {"tensor_meta": whole._replace(shape=torch.Size(shape))}
+    node.target, node.args = torch.cat, (pieces, dim)
+
+
+def picks(node: fx.Node) -> bool:
+    """Whether it is one of several tensors."""
+    return node.target is operator.getitem and isinstance(node.args[1], int)
+
+
+def _in_equal_parts(sizes: Sequence[int]) -> tuple[int, list[range]]:
+    """How many equal parts make stretches of such sizes, one after another, and which of them make each."""
+    size = math.gcd(*sizes)
+    if size == 1 or sum(sizes) // size > MOST_PARTS:
+        raise Unfollowed(f"splits into parts of {', '.join(map(str, filter(None, sizes)))}")
+    ends = [end // size for end in itertools.accumulate(sizes, initial=0)]
+    return ends[-1], [range(*one) for one in itertools.pairwise(ends)]

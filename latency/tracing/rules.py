@@ -1,0 +1,61 @@
+"""Which rule says what a layer or an operation does to channels.
+
+A rule is given the walk so far, a node, and the module that the node calls, if any; it returns the channels of what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from latency.graph import operations
+from latency.tracing import joins, layers, moves, parts
+from latency.tracing.channels import Channels
+from latency.tracing.walk import Unfollowed
+
+Rule = Callable[..., Channels]
+
+OF_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Rule], ...] = (
+    (nn.Conv2d, layers.conv),
+    (nn.Linear, layers.linear),
+    (nn.BatchNorm2d, layers.batchnorm),
+    (nn.BatchNorm1d, layers.batchnorm),
+    (nn.LayerNorm, layers.layernorm),
+    (nn.GroupNorm, layers.groupnorm),
+    (nn.PReLU, layers.prelu),
+    (nn.Flatten, moves.reshape),
+    (nn.GLU, parts.glu),
+    (operations.POINTWISE_MODULES, moves.passed),
+    (operations.POOLING_MODULES, moves.pool),
+)
+
+OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = (
+    (operations.POINTWISE_FUNCTIONS, moves.passed),
+    (operations.POOLING_FUNCTIONS, moves.pool),
+    (operations.JOINING_FUNCTIONS, joins.join),
+    (operations.REDUCING_FUNCTIONS, moves.reduce),
+    (operations.RESHAPING_FUNCTIONS, moves.reshape),
+    (operations.CONCATENATING_FUNCTIONS, joins.concatenate),
+    (operations.CHUNKING_FUNCTIONS | operations.SPLITTING_FUNCTIONS, parts.split),
+    (frozenset({F.glu}), parts.glu),
+    (operations.PERMUTING_FUNCTIONS, moves.permute),
+    (operations.TRANSPOSING_FUNCTIONS, moves.transpose),
+    (operations.SQUEEZING_FUNCTIONS, moves.squeeze),
+    (operations.UNSQUEEZING_FUNCTIONS, moves.unsqueeze),
+    (operations.INDEXING_FUNCTIONS, moves.index),
+)
+
+
+def rule_of(node: fx.Node, module: nn.Module | None) -> Rule:
+    """The rule of what `node` calls. Raises Unfollowed where there is none."""
+    if module is not None:
+        known = next((rule for kinds, rule in OF_MODULES if isinstance(module, kinds)), None)
+        called = f"is a {type(module).__name__}"
+    else:
+        known = next((rule for functions, rule in OF_FUNCTIONS if node.target in functions), None)
+        called = f"calls {node.target if isinstance(node.target, str) else getattr(node.target, '__name__', node.target)}"
+    if known is None:
+        raise Unfollowed(called)
+    return known

@@ -1,0 +1,187 @@
+"""Modules as graphs of torch.fx, with the shape of everything in them."""
+
+from __future__ import annotations
+
+import io
+import operator
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.passes.shape_prop import ShapeProp
+
+from latency.errors import TraceError
+from latency.graph import operations
+
+
+def graph_of(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphModule:
+    """`module` as a graph, after a run on an image batch of this shape [N, C, H, W]: every node knows its own.
+
+    Where forward() asks for sizes, and decides by them, they are those of this batch.
+
+    Raises:
+        TraceError: it cannot be followed symbolically, or does not run.
+    """
+    graph_module = _symbolic(module, shape, name)
+    with torch.no_grad(), redirect_stderr(io.StringIO()):  # where torch prints tracebacks of its own
+        try:
+            ShapeProp(graph_module).propagate(_image(module, shape))
+        except Exception as error:  # the user's forward() runs here
+            raise _does_not_run(name, shape, error.__cause__ or error) from error
+    return graph_module
+
+
+def argument(node: fx.Node, place: int, name: str) -> Any:
+    """What a call gives at that place, or by name; None where it gives neither."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+
+
+def shape_of(node: fx.Node) -> Any:
+    """The node's tensor shape; () for several tensors at once; None for a plain number or size."""
+    meta = node.meta.get("tensor_meta")
+    if meta is None:
+        return None
+    return tuple(meta.shape) if hasattr(meta, "shape") else ()
+
+
+class _Value(fx.Proxy):
+    """A value in forward(). It is what the example gives where Python asks for a number, a truth, or a list."""
+
+    tracer: _SymbolicTracer
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shape", "ndim", "device"):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if name == "type" and self.node.target is getattr:  # a device's, for autocast
+            return self.tracer.plain(self).type
+        return super().__getattr__(name)
+
+    def __len__(self) -> int:
+        return len(self.tracer.plain(self))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.plain(self))
+
+    def __int__(self) -> int:
+        return int(self.tracer.plain(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.plain(self))
+
+
+class _SymbolicTracer(fx.Tracer):
+    """torch.fx's, for what CNNs do besides: everything but tensors is known from an example, run without data."""
+
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._name, self._shape = name, shape
+        self._values: dict[fx.Node, Any] = {}
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._running = False  # the example, not the symbols
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **rest: Any) -> Any:
+        """Inputs but the first are what they are by default."""
+        if kind == "placeholder" and args and any(node.op == kind for node in self.graph.nodes):
+            return args[0]
+        return super().create_proxy(kind, target, args, kwargs, *more, **rest)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.plain(obj))
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        return iter([obj[place] for place in range(len(self.plain(obj)))])
+
+    def plain(self, proxy: fx.Proxy) -> Any:
+        """What the proxy's node gives for the example: a number, or a list of something.
+
+        Raises:
+            ValueError: it gives a tensor.
+        """
+        for node in self.graph.nodes:
+            if node not in self._values:
+                self._values[node] = self._run(node)
+        value = self._values[proxy.node]
+        if isinstance(value, Tensor):
+            raise ValueError(f"control flow depends on the data in '{proxy.node.name}'.")
+        return value
+
+    def _run(self, node: fx.Node) -> Any:
+        self._running = True
+        try:
+            with torch.no_grad(), self._fake:
+                return self._result(node)
+        except Exception as error:
+            raise _does_not_run(self._name, self._shape, error) from error
+        finally:
+            self._running = False
+
+    def _result(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return _image(self.root, self._shape)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.root)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self._running else super().call_module(module, forward, args, kwargs)
+
+    def getattr(self, attr: str, value: Any, parameters: dict[str, fx.Proxy]) -> Any:
+        return value if self._running else super().getattr(attr, value, parameters)
+
+
+def _symbolic(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphModule:
+    try:
+        traced = fx.GraphModule(module, _SymbolicTracer(name, shape).trace(module), type(module).__name__)
+    except TraceError:
+        raise
+    except Exception as error:  # torch.fx runs user code: anything may come out
+        raise TraceError(
+            f"{name} cannot be traced by torch.fx: {error} "
+            "Move data-dependent control flow out of forward(), or wrap that part in a module of its own."
+        ) from error
+    _take_results(traced, name)
+    traced.graph.eliminate_dead_code()
+    return traced
+
+
+def _take_results(traced: fx.GraphModule, name: str) -> None:
+    """Where forward() changes a tensor in place and takes no result, what follows reads the result."""
+    place = {node: number for number, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        if node.users or not _in_place(traced, node) or node.all_input_nodes[0].op == "get_attr":
+            continue
+        changed = node.all_input_nodes[0]
+        if changed.target in operations.VIEWS:
+            raise TraceError(
+                f"{name} changes a part of a tensor in place (operation '{node.name}'), which cannot be followed. "
+                "Write that part of forward() so that it uses the result."
+            )
+        changed.replace_all_uses_with(node, lambda user, after=place[node]: place[user] > after)
+
+
+def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
+    method = str(node.target) if node.op == "call_method" else ""
+    return (method.endswith("_") and not method.endswith("__")) or bool(node.kwargs.get("inplace"))
+
+
+def _image(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    parameter = next(module.parameters(), torch.empty(0))
+    return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+
+
+def _does_not_run(name: str, shape: tuple[int, ...], error: BaseException) -> TraceError:
+    return TraceError(f"{name} does not run on an input of shape {shape}: {str(error).splitlines()[0]}")

@@ -1,0 +1,103 @@
+"""What is known of a network's channels while its graph is walked.
+
+Every tensor carries flows: channel variables, one after another along one of its axes, and how many consecutive entries belong
+to one channel of each. Layers make new variables, additions join them (union-find), concatenation lines them up, splitting and
+slicing cut them into equal parts, permutations move them to another axis, grouped convolutions and norms let them shrink by
+whole groups, activations and pooling pass them on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from latency.graph import operations
+from latency.tracing.channels import Channels, Flows, Variables
+from latency.tracing.symbolic import shape_of
+
+
+class Unfollowed(Exception):
+    """A layer or an operation whose channels cannot be followed, and are left to it."""
+
+
+class Walk:
+    """The channels of all nodes so far, and what rules have found out about layers and tensors."""
+
+    def __init__(self, module: fx.GraphModule, name: str) -> None:
+        self.name = name
+        self.modules = dict(module.named_modules())
+        self.parameters = dict(module.named_parameters())
+        self.variables = Variables()
+        self.channels: dict[fx.Node, Channels] = {}
+        self.constants: set[fx.Node] = set()  # what does not depend on the image
+        self.parts: dict[fx.Node, Channels] = {}  # several equal tensors at once: the channels of each
+        self.layers: dict[str, tuple[str, Flows | int, Flows, int]] = {}  # name → kind, inputs, outputs, taps
+        self.tensors: dict[str, tuple[Flows | int, ...]] = {}
+        self.unfollowed: list[str] = []
+
+    def carriers(self, node: fx.Node) -> list[fx.Node]:
+        """Those inputs that have channels."""
+        return [source for source in node.all_input_nodes if source in self.channels]
+
+    def source(self, node: fx.Node) -> fx.Node:
+        return self.carriers(node)[0]
+
+    def input(self, node: fx.Node) -> Channels:
+        return self.channels[self.source(node)]
+
+    def input_on(self, node: fx.Node, axis: int) -> Flows:
+        return self.on(node, self.source(node), axis)
+
+    def on(self, node: fx.Node, source: fx.Node, axis: int) -> Flows:
+        """What `node` finds along that axis of an input: its channels; or where others are its channels, these are kept, and
+        so is what it finds."""
+        channels = self.channels[source]
+        if channels.axis == axis:
+            return channels.flows
+        if not self.variables.all_fixed(channels.flows):
+            self.variables.pin(channels.flows)
+            self.unfollowed.append(f"{self.owner(node)} works along axis {axis}, not along the channels")
+        return (self.variables.new(shape_of(source)[axis], source.name, fixed=True),)
+
+    def new(self, node: fx.Node, size: int) -> Flows:
+        return (self.variables.new(size, str(node.target)),)
+
+    def fixed(self, node: fx.Node) -> Channels:
+        shape = shape_of(node)
+        return Channels((self.variables.new(shape[1], node.name, fixed=True),) if len(shape) > 1 else ())
+
+    def bare(self, node: fx.Node) -> fx.Node | None:
+        """The bare parameter or buffer that a node is, maybe in another shape; None for all else."""
+        source = node.all_input_nodes[0] if lies_along_one_axis(node) else node
+        return source if source.op == "get_attr" and source not in self.channels else None
+
+    def kept_bare(self, node: fx.Node) -> Channels:
+        """A bare parameter or buffer that keeps its shape."""
+        name = str(node.target)
+        for axis in self.tensors.get(name, ()):
+            self.variables.pin(() if isinstance(axis, int) else axis)
+        if name in self.parameters:
+            self.tensors.setdefault(name, shape_of(node))
+        self.constants.add(node)
+        return self.fixed(node)
+
+    def owner(self, node: fx.Node) -> str:
+        stack = node.meta.get("nn_module_stack")
+        owner = str(node.target) if node.op == "call_module" else (next(reversed(stack)) if stack else "forward()")
+        return f"layer '{owner}' (operation '{node.name}')"
+
+
+def rewrite(node: fx.Node, function: Callable[..., Any], *arguments: Any) -> None:
+    """`x.view(-1, 1280)` states a size that pruning changes; `function` does the same without."""
+    node.op, node.target, node.args, node.kwargs = "call_function", function, (node.all_input_nodes[0], *arguments), {}
+
+
+def lies_along_one_axis(node: fx.Node) -> bool:
+    """Whether a node gives a bare parameter in another shape, all of it along one axis before and after."""
+    shapes_it = node.target in operations.RESHAPING_FUNCTIONS | operations.UNSQUEEZING_FUNCTIONS
+    if not shapes_it or node.all_input_nodes[0].op != "get_attr":
+        return False
+    return all(math.prod(shape) == max(shape, default=1) for shape in (shape_of(node), shape_of(node.all_input_nodes[0])))

@@ -1,0 +1,58 @@
+"""Models in lower precision: valid, and close to what they were made of."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import latency
+from latency.graph.kernels import PRODUCTS
+from latency.graph.precision import lowered, require_precision
+from pruning.networks import load
+
+
+@pytest.fixture(scope="module", params=["mobilenet_v2", "tinynet:tiny_convnext", "tinynet:halves"])
+def model(request) -> bytes:
+    net = latency.trace(request.getfixturevalue("awake")(load(request.param, 10), (1, 3, 32, 32)), (1, 3, 32, 32), align=8)
+    return net.onnx(net.nearest_widths(0.5))
+
+
+def scores(model: bytes) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model)
+    (image,) = session.get_inputs()
+    kind = np.float16 if image.type == "tensor(float16)" else np.float32
+    return session.run(None, {image.name: np.random.default_rng(0).standard_normal(image.shape).astype(kind)})[0]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.02), ("int8", 0.4)])
+def test_a_lowered_model_is_valid_and_close(model: bytes, precision: str, tolerance: float) -> None:
+    low = lowered(model, precision)
+    onnx.checker.check_model(onnx.load_from_string(low), full_check=True)
+    exact = scores(model)
+    assert np.abs(scores(low) - exact).max() < tolerance * np.abs(exact).max()
+
+
+def test_in_fp16_nothing_is_left_of_float32(model: bytes) -> None:
+    graph = onnx.load_from_string(lowered(model, "fp16")).graph
+    assert not [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert not [value for value in [*graph.input, *graph.output] if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
+
+
+def test_in_int8_every_product_with_weights_reads_quantized_values_and_weights(model: bytes) -> None:
+    before, graph = onnx.load_from_string(model).graph, onnx.load_from_string(lowered(model, "int8")).graph
+    maker = {node.output[0]: node.op_type for node in graph.node}
+    weights = {tensor.name for tensor in before.initializer}
+    weighted = {node.output[0] for node in before.node if node.op_type in PRODUCTS and node.input[1] in weights}
+    products = [node for node in graph.node if node.output[0] in weighted]
+    assert len(products) == len(weighted) > 0
+    assert all(maker[name] == "DequantizeLinear" for node in products for name in node.input[:2])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_float32_is_left_alone(model: bytes, precision: str) -> None:
+    assert lowered(model, precision) == model
+
+
+def test_a_precision_that_is_not_offered_is_refused() -> None:
+    with pytest.raises(latency.DeviceUnavailable, match="'int3' given; device 'ort' measures fp32"):
+        require_precision("int3", ("fp32",), "ort")
