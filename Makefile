@@ -14,7 +14,7 @@ install: .venv/installed
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python -m search.run --latency 60% --population 20 --generations 10
+	$(BIN)/python -m search.run --latency 25% --population 20 --generations 10
 
 test: .venv/installed
 	$(BIN)/ruff check .
