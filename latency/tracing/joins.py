@@ -31,6 +31,7 @@ def join(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def concatenate(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """One after another where it is along the channels, else joined."""
     dim = (argument(node, 1, "dim") or 0) % len(shape_of(node))
     tensors = argument(node, 0, "tensors")
     axis = _common_axis(walk, tensors)

@@ -12,6 +12,7 @@ from latency.tracing.walk import Unfollowed, Walk
 
 
 def conv(walk: Walk, node: fx.Node, layer: nn.Conv2d) -> Channels:
+    """Reads all channels of the image and makes its own; grouped, it makes of each group its own."""
     height, width = shape_of(node)[2:]
     taps = math.prod(layer.kernel_size) * height * width
     if layer.groups == 1:
@@ -54,6 +55,7 @@ def linear(walk: Walk, node: fx.Node, layer: nn.Linear) -> Channels:
 
 
 def batchnorm(walk: Walk, node: fx.Node, layer: nn.Module) -> Channels:
+    """Weights, biases and statistics, one for each channel."""
     flows = walk.input_on(node, 1)
     name = str(node.target)
     for tensor in ("weight", "bias", "running_mean", "running_var"):
@@ -91,6 +93,7 @@ def groupnorm(walk: Walk, node: fx.Node, layer: nn.GroupNorm) -> Channels:
 
 
 def prelu(walk: Walk, node: fx.Node, layer: nn.PReLU) -> Channels:
+    """A slope for all channels, or one for each."""
     if layer.num_parameters == 1:
         walk.tensors[f"{node.target}.weight"] = (1,)
         return walk.input(node)

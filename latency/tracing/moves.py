@@ -16,10 +16,12 @@ from latency.tracing.walk import Unfollowed, Walk, rewrite
 
 
 def passed(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Whatever treats all channels alike."""
     return walk.input(node)
 
 
 def pool(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Windows over positions, of as many channels."""
     channels = walk.input(node)
     if channels.axis != 1:
         raise Unfollowed(f"takes axis 1 for the channels, which lie on axis {channels.axis}")
@@ -29,6 +31,7 @@ def pool(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def reduce(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """A mean or sum over positions."""
     channels, rank = walk.input(node), len(shape_of(walk.source(node)))
     given = argument(node, 1, "dim")
     dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given or ())}
@@ -39,6 +42,7 @@ def reduce(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def permute(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Channels go where their axis goes."""
     order: Any = node.kwargs.get("dims", node.args[1:])
     order = order[0] if len(order) == 1 else order
     channels, rank = walk.input(node), len(shape_of(node))
@@ -46,12 +50,14 @@ def permute(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def transpose(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """The same, of two axes."""
     channels, rank = walk.input(node), len(shape_of(node))
     one, other = (argument(node, place, f"dim{place - 1}") % rank for place in (1, 2))
     return Channels(channels.flows, {one: other, other: one}.get(channels.axis, channels.axis))
 
 
 def squeeze(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """An axis that is not theirs goes."""
     channels, rank = walk.input(node), len(shape_of(walk.source(node)))
     dim = argument(node, 1, "dim")
     if not isinstance(dim, int) or dim % rank in (0, channels.axis):
@@ -61,6 +67,7 @@ def squeeze(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def unsqueeze(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """An axis is added."""
     channels = walk.input(node)
     added = argument(node, 1, "dim") % len(shape_of(node))
     return Channels(channels.flows, channels.axis + (added <= channels.axis))

@@ -50,6 +50,7 @@ def stretch(walk: Walk, node: fx.Node, start: int, stop: int, dim: int) -> Chann
 
 
 def glu(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """A half, gated by the other."""
     dim: Any = argument(node, 1, "dim") if module is None else module.dim
     return _equal_part(walk, node, 2, (-1 if dim is None else dim) % len(shape_of(node)))
 

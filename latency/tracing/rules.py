@@ -6,6 +6,7 @@ A rule is given the walk so far, a node, and the module that the node calls, if 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
@@ -13,9 +14,9 @@ from torch import fx, nn
 from latency.graph import operations
 from latency.tracing import joins, layers, moves, parts
 from latency.tracing.channels import Channels
-from latency.tracing.walk import Unfollowed
+from latency.tracing.walk import Unfollowed, Walk
 
-Rule = Callable[..., Channels]
+Rule = Callable[[Walk, fx.Node, Any], Channels]
 
 OF_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Rule], ...] = (
     (nn.Conv2d, layers.conv),

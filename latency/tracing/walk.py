@@ -43,12 +43,15 @@ class Walk:
         return [source for source in node.all_input_nodes if source in self.channels]
 
     def source(self, node: fx.Node) -> fx.Node:
+        """The first of its inputs that have channels."""
         return self.carriers(node)[0]
 
     def input(self, node: fx.Node) -> Channels:
+        """The channels of that one."""
         return self.channels[self.source(node)]
 
     def input_on(self, node: fx.Node, axis: int) -> Flows:
+        """What `node` finds along that axis of its first input (see `on`)."""
         return self.on(node, self.source(node), axis)
 
     def on(self, node: fx.Node, source: fx.Node, axis: int) -> Flows:
@@ -63,9 +66,11 @@ class Walk:
         return (self.variables.new(shape_of(source)[axis], source.name, fixed=True),)
 
     def new(self, node: fx.Node, size: int) -> Flows:
+        """Channels that `node` makes."""
         return (self.variables.new(size, str(node.target)),)
 
     def fixed(self, node: fx.Node) -> Channels:
+        """Channels of a node that all stay, on axis 1."""
         shape = shape_of(node)
         return Channels((self.variables.new(shape[1], node.name, fixed=True),) if len(shape) > 1 else ())
 
@@ -85,6 +90,7 @@ class Walk:
         return self.fixed(node)
 
     def owner(self, node: fx.Node) -> str:
+        """How errors call it: by the layer it belongs to."""
         stack = node.meta.get("nn_module_stack")
         owner = str(node.target) if node.op == "call_module" else (next(reversed(stack)) if stack else "forward()")
         return f"layer '{owner}' (operation '{node.name}')"
