@@ -140,16 +140,16 @@ def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
 
 @pytest.mark.slow
 def test_a_device_shows_all_its_evidence_and_is_not_measured_twice(workplace) -> None:
-    options = ["--device", "torch", "--network", "tinynet:wide", "--batch", "1", "--input-size", "24", "--samples", "8"]
+    options = ["--device", "ort", "--network", "tinynet:wide", "--batch", "1", "--input-size", "24", "--samples", "8"]
     check = [str(ROOT / "tools/check_device.py"), *options, "--lut", "checked", "--out", "evidence"]
     first, second = command(check, workplace), command(check, workplace)
     assert "| tinynet:wide, batch 1, 24x24, fp32 |" in first.stdout
     assert first.stdout == second.stdout
-    (file,) = (workplace / "evidence").glob("torch-fp32-*.json")
+    (file,) = (workplace / "evidence").glob("ort-fp32-*.json")
     (checked,) = json.loads(file.read_text())["networks"].values()
     assert checked["clocks"]["own_ms"] > 0
     assert len(checked["rows"]) == 8
-    assert list((workplace / "checked").glob("torch-fp32-*/table.parquet"))
+    assert list((workplace / "checked").glob("ort-fp32-*/table.parquet"))
 
 
 def test_onnx_files_are_measured_without_torch(workplace) -> None:
