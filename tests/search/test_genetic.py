@@ -38,11 +38,15 @@ def worth(widths: np.ndarray) -> float:
     return float(widths @ np.array([3.0, 1.0, 0.5, 2.0, 1.5]))
 
 
+def guessed(widths) -> float:
+    return float(widths[0] % 7) / 7
+
+
 def run(feasible, journal, value=worth, seed=0, evolution=EVOLUTION, **options):
     """A search in which the accuracy says nothing, and the loss everything."""
 
     def evaluate(widths: np.ndarray) -> Score:
-        return Score(accuracy=0.5, loss=-value(widths))
+        return Score(guessed(widths), loss=-value(widths))
 
     return evolve(feasible, evaluate, evolution, seed=seed, journal=journal, progress=lambda done, top: None, **options)
 
@@ -53,7 +57,7 @@ def test_every_candidate_is_feasible_and_evaluated_once(feasible, tmp_path) -> N
     assert len({candidate.widths for candidate in candidates}) == len(candidates)
     assert feasible.contains(np.array([candidate.widths for candidate in candidates])).all()
     assert all(candidate.loss == -worth(np.array(candidate.widths)) for candidate in candidates)
-    assert {candidate.accuracy for candidate in candidates} == {0.5}
+    assert all(candidate.accuracy == guessed(candidate.widths) for candidate in candidates)
 
 
 def test_the_search_comes_close_to_the_best_of_all_structures(feasible, tiny_network, tmp_path) -> None:

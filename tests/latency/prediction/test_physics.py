@@ -7,7 +7,7 @@ import pytest
 from latency.graph.kernels import KERNEL_FIELDS
 from latency.graph.work import Kernels
 from latency.prediction.physics import Physics
-from latency.prediction.regression import KernelRegressor
+from latency.prediction.regression import KernelRegressor, Level
 
 MS_A_MAC = 2e-8
 SLOWER = 4.0  # a grouped convolution's multiply-adds
@@ -109,3 +109,18 @@ def test_guesses_are_worth_what_they_prove_where_the_truth_is_known() -> None:
     assert (erratic.deviation(known) < 0.3).all()
     assert lawful.covers("conv7x7s1")
     assert not lawful.covers("convtranspose7x7s1")
+
+
+def test_what_is_said_of_a_kernel_as_if_it_had_not_been_seen_comes_from_the_others(seen) -> None:
+    spoilt, count = lawful_ms(seen), np.ones(len(seen))
+    spoilt[5] *= 3
+    level = Level(Physics(Kernels.of(seen), lawful_ms(seen), count), _sizes, Kernels.of(seen), spoilt, count)
+    assert level.predict(Kernels.of(seen))[5] > 1.5 * lawful_ms(seen)[5]
+    unseen = level.unseen_ms(Kernels.of(seen))
+    assert unseen[5] == pytest.approx(lawful_ms(seen)[5], rel=0.3)
+
+
+def _sizes(kernels: Kernels) -> np.ndarray:
+    """An embedding by sizes alone."""
+    sizes = [np.log2(kernels.columns[name]) for name in ("cin", "cout", "out_height")]
+    return np.column_stack([*sizes, np.zeros((len(kernels.types), 10))])
