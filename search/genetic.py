@@ -237,7 +237,10 @@ def evolve(
     while len(candidates) < evolution.evaluations:
         progress(len(candidates), next(iter(best(candidates, 1)), None))
         try:
-            (_evaluate_shared if shared else _evaluate_next)(study, sampler, evaluate)
+            if shared:
+                _evaluate_shared(study, sampler, evaluate)
+            else:
+                _evaluate_next(study, sampler, evaluate, candidates)
         except Exhausted:
             break
         candidates = sampler.finished.of(study)
@@ -245,10 +248,11 @@ def evolve(
     return candidates
 
 
-def _evaluate_next(study: optuna.Study, sampler: MetaPruningSampler, evaluate: Callable[[np.ndarray], Score]) -> None:
-    """One more candidate, which is written once it has been evaluated: a record for every gene would take longer than a GPU
-    takes for the candidate."""
-    done = sampler.finished.of(study)
+def _evaluate_next(
+    study: optuna.Study, sampler: MetaPruningSampler, evaluate: Callable[[np.ndarray], Score], done: list[Candidate]
+) -> None:
+    """One more candidate than those `done`, which is written once it has been evaluated: a record for every gene would take
+    longer than a GPU takes for the candidate."""
     widths = sampler.propose(done, len(done))
     score = evaluate(widths)
     study.add_trial(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from latency.devices import Device
 from latency.errors import TableError
 from latency.files import write_whole
+from latency.measuring.device import Device
 from latency.measuring.fingerprint import slug
 from latency.measuring.measurement import Protocol
 from latency.measuring.speed import at_speed

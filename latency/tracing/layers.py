@@ -70,10 +70,7 @@ def layernorm(walk: Walk, node: fx.Node, layer: nn.LayerNorm) -> Channels:
         raise Unfollowed(f"is a LayerNorm over {tuple(layer.normalized_shape)}")
     last = len(shape_of(node)) - 1
     channels = Channels(walk.input_on(node, last), last)
-    if not layer.elementwise_affine:
-        walk.variables.pin(channels.flows)  # nothing would say what is left of them
-    for tensor, _ in layer.named_parameters(recurse=False):
-        _for_each(walk, channels.flows, f"{node.target}.{tensor}")
+    _affine(walk, node, layer, channels.flows)
     return channels
 
 
@@ -85,11 +82,17 @@ def groupnorm(walk: Walk, node: fx.Node, layer: nn.GroupNorm) -> Channels:
         if _cuts_groups(walk, flows, group):
             raise Unfollowed("is a GroupNorm with groups across a concatenation")
         walk.variables.restrict(flows, group)
-    if not layer.affine:
-        walk.variables.pin(flows)  # nothing would say what is left of them
-    for tensor, _ in layer.named_parameters(recurse=False):
-        _for_each(walk, flows, f"{node.target}.{tensor}")
+    _affine(walk, node, layer, flows)
     return Channels(flows)
+
+
+def _affine(walk: Walk, node: fx.Node, layer: nn.Module, flows: Flows) -> None:
+    """A norm's parameters, one for each channel; where it has none, nothing would say what is left of the channels."""
+    parameters = dict(layer.named_parameters(recurse=False))
+    if not parameters:
+        walk.variables.pin(flows)
+    for tensor in parameters:
+        _for_each(walk, flows, f"{node.target}.{tensor}")
 
 
 def prelu(walk: Walk, node: fx.Node, layer: nn.PReLU) -> Channels:
