@@ -60,7 +60,8 @@ class Level:
         self._chosen = np.random.default_rng(0).permutation(len(ms))[:MOST_ROWS]
         kernels, ms, rows = kernels.take(self._chosen), ms[self._chosen], rows[self._chosen]
         self._points = embed(kernels)
-        target = np.log((ms + RESOLUTION_MS) / (below.predict(kernels) + RESOLUTION_MS))
+        self._base = below.predict(kernels)
+        target = np.log((ms + RESOLUTION_MS) / (self._base + RESOLUTION_MS))
         certainty = np.maximum(ms / (ms + RESOLUTION_MS), 1e-6)  # a runtime may leave all of them out
         self._mean = float(np.average(target, weights=certainty))
         self._variance = max(float(np.average((target - self._mean) ** 2, weights=certainty)), NOISE**2)
@@ -73,9 +74,11 @@ class Level:
 
     def unseen_ms(self, kernels: Kernels) -> np.ndarray:
         """float64[N] milliseconds of those it was made from, each as if it had not been seen."""
-        ratio = self._ratio(kernels)
-        ratio[self._chosen] = self._mean + self._posterior.left_out
-        return self._corrected(self._below.predict(kernels), ratio)
+        result = np.empty(len(kernels.types))
+        result[self._chosen] = self._corrected(self._base, self._mean + self._posterior.left_out)
+        unchosen = np.setdiff1d(np.arange(len(result)), self._chosen)
+        result[unchosen] = self.predict(kernels.take(unchosen))
+        return result
 
     def deviation(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: standard deviation of the logarithm of `predict`."""
