@@ -7,6 +7,7 @@ that is trained, the one that is evaluated and the one that is shipped are the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from latency.graph.axis import AnyAxis
 from latency.graph.network import Network
+from pruning import over_channels
 from pruning.bank import Kept
 from pruning.extract import extract, narrowed
 from pruning.generators import GENERATORS, HIDDEN, FullGenerator, LowRankGenerator, crop
@@ -41,9 +42,9 @@ class PruningNet(nn.Module):
     def __init__(self, network: Network, start: Mapping[str, Tensor], generator: str = "full", hidden: int = HIDDEN) -> None:
         super().__init__()
         self.network = network
-        self._over_channels = _over_channels(network)
-        pruned = (axis for axes in network.tensors.values() for axis in axes if axis.genes)
-        self._axes = tuple(dict.fromkeys(pruned))
+        self._over_channels = {name: axis for name, (_, axis) in network.over_channels.items() if axis.genes}
+        axes = (*itertools.chain(*network.tensors.values()), *self._over_channels.values())
+        self._axes = tuple(dict.fromkeys(axis for axis in axes if axis.genes))
         blocks = block_genes(network)
         make = GENERATORS[generator]
         self.generators = nn.ModuleDict(
@@ -80,9 +81,9 @@ class PruningNet(nn.Module):
         """All parameters of the structure `widths` (int64[L]) by the traced network's names, in full precision.
 
         Args:
-            whole: at full size, zero for what is pruned, which computes the same (norms over channels are told by NAME.kept
-                which of them count); otherwise cropped. By default whole on a GPU: there convolutions of a shape not seen
-                before must be planned first, which takes longer than what is spared.
+            whole: at full size, zero for what is pruned, which computes the same (what computes over channels is told by
+                NODE.kept which of them count); otherwise cropped. By default whole on a GPU: there convolutions of a shape not
+                seen before must be planned first, which takes longer than what is spared.
         """
         return self.decoded(self.encoded(widths, whole=whole))
 
@@ -140,7 +141,7 @@ class PruningNet(nn.Module):
     def scores(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The same for a structure whose `weights` are known."""
         fixed = {name.replace("/", "."): buffer for name, buffer in self.fixed.named_buffers()}
-        result: Tensor = _Structure(self.network.module, {**fixed, **weights}).run(images)
+        result: Tensor = _Structure(self.network, {**fixed, **weights}).run(images)
         return result
 
     @torch.no_grad()
@@ -152,9 +153,22 @@ class PruningNet(nn.Module):
 class _Structure(fx.Interpreter):
     """Runs the traced graph with given weights and buffers in place of its modules' own."""
 
-    def __init__(self, module: fx.GraphModule, weights: Mapping[str, Tensor]) -> None:
-        super().__init__(module)
-        self.weights = weights
+    def __init__(self, network: Network, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(network.module)
+        self.network, self.weights = network, weights
+
+    def run_node(self, node: fx.Node) -> Any:
+        kept = self.weights.get(f"{node.name}.kept")
+        if kept is None:
+            return super().run_node(node)
+        (x, *rest), kwargs = self.fetch_args_kwargs_from_env(node)
+        module = self.submodules[str(node.target)] if node.op == "call_module" else None
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            weight, bias = (self.weights.get(f"{node.target}.{name}") for name in ("weight", "bias"))
+            return over_channels.normalised(module, x, kept, weight, bias)
+        place, _ = self.network.over_channels[node.name]
+        x = over_channels.prepared(node, x, kept, place)
+        return getattr(self, node.op)(node.target, (x, *rest), kwargs)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.submodules[target]
@@ -173,8 +187,6 @@ class _Structure(fx.Interpreter):
         if isinstance(module, nn.PReLU):
             assert weight is not None
             return F.prelu(args[0], weight)
-        if (kept := self.weights.get(f"{target}.kept")) is not None:
-            return _normalised_over(kept, args[0], module, weight, bias)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=module.eps)
         if isinstance(module, nn.GroupNorm):
@@ -187,31 +199,6 @@ class _Structure(fx.Interpreter):
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.weights[target]
-
-
-def _over_channels(network: Network) -> dict[str, AnyAxis]:
-    """The channels of those norms that are over all of them and may lose some."""
-    norms = (
-        name
-        for name, module in network.module.named_modules()
-        if isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
-    )
-    axes = {name: axis for name in norms for axis in network.tensors.get(f"{name}.weight", ())}
-    return {name: axis for name, axis in axes.items() if axis.genes}
-
-
-def _normalised_over(kept: Tensor, x: Tensor, norm: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """LayerNorm over the channels of `x`, or GroupNorm of one group, as if only those `kept` (1 in [C], not 0) were there."""
-    assert isinstance(norm, nn.LayerNorm | nn.GroupNorm)
-    over_all = isinstance(norm, nn.GroupNorm)
-    axes, shape = (list(range(1, x.dim())), (-1, *[1] * (x.dim() - 2))) if over_all else ([-1], (-1,))
-    kept = kept.view(shape)
-    count = kept.sum() * (x[0, 0].numel() if over_all else 1)
-    x = x.to(torch.promote_types(x.dtype, kept.dtype)) * kept
-    centred = (x - x.sum(axes, keepdim=True) / count) * kept
-    result = centred * (centred.square().sum(axes, keepdim=True) / count + norm.eps).rsqrt()
-    result = result if weight is None else result * weight.view(shape)
-    return result if bias is None else result + bias.view(shape)
 
 
 def _is_pointwise(module: nn.Conv2d) -> bool:

@@ -160,8 +160,11 @@ def _hardsigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
     return torch.clamp(alpha * x + beta, 0, 1)
 
 
-def _mean(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, **_: Any) -> Tensor:
-    return x.mean(list(axes or range(x.dim())), keepdim=bool(keepdims))
+def _reduced_by(how: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def reduced(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, **_: Any) -> Tensor:
+        return how(x, list(axes or range(x.dim())), keepdim=bool(keepdims))
+
+    return reduced
 
 
 def _globalpool(x: Tensor) -> Tensor:
@@ -256,7 +259,8 @@ def _same(x: Tensor, *_: Any, **__: Any) -> Tensor:
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "Conv": _conv, "Gemm": _gemm, "MatMul": torch.matmul, "BatchNormalization": _batchnorm,
     "LayerNormalization": _layernorm, "InstanceNormalization": _instancenorm, "ConvTranspose": _convtranspose,
-    "MaxPool": _maxpool, "AveragePool": _averagepool, "GlobalAveragePool": _globalpool, "ReduceMean": _mean,
+    "MaxPool": _maxpool, "AveragePool": _averagepool, "GlobalAveragePool": _globalpool,
+    "ReduceMean": _reduced_by(torch.mean), "ReduceMax": _reduced_by(torch.amax), "ReduceSum": _reduced_by(torch.sum),
     "Relu": F.relu, "Clip": _clip, "LeakyRelu": _leakyrelu, "Elu": _elu, "Gelu": _gelu, "PRelu": _prelu,
     "Sigmoid": torch.sigmoid, "HardSigmoid": _hardsigmoid, "HardSwish": F.hardswish, "Tanh": torch.tanh,
     "Softplus": F.softplus, "Softmax": _softmax, "Erf": torch.erf, "Sqrt": torch.sqrt,

@@ -81,7 +81,11 @@ def concatenated(axes: Sequence[AnyAxis]) -> AnyAxis:
 
 
 def equal_part(axis: AnyAxis, count: int) -> AnyAxis:
-    """The first of so many equal parts; between two of its parts nothing is cut."""
+    """The first of so many equal parts: some entries of each channel, where there is a single stretch and channels have so
+    many, else some channels; then between two of its parts nothing is cut."""
+    if len(axis.parts) == 1 and axis.parts[0].per_channel % count == 0:
+        (whole,) = axis.parts
+        return Axis(whole.size // count, whole.gene, whole.per_channel // count)
     ends = np.cumsum([part.size for part in axis.parts])
     return concatenated(axis.parts[: int(np.searchsorted(ends, axis.size // count)) + 1])
 

@@ -74,8 +74,14 @@ def width_choices(max_width: int, align: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A traced module (see `latency.trace`). `tensors` maps each parameter and buffer to its axes; `unfollowed` are the
-    operations whose channels tracing cannot follow, so that what touches them is not pruned."""
+    """A traced module (see `latency.trace`).
+
+    Attributes:
+        tensors: the axes of each parameter and buffer.
+        over_channels: nodes of the graph that compute over channels without weights for each (norms, means), or cut what was
+            shuffled: where among their input's axes these lie, and how long they are.
+        unfollowed: operations whose channels tracing cannot follow, so that what touches them is not pruned.
+    """
 
     name: str
     module: fx.GraphModule
@@ -84,6 +90,7 @@ class Network:
     layers: tuple[Layer, ...]
     tensors: Mapping[str, tuple[AnyAxis, ...]]
     parameter_names: tuple[str, ...]
+    over_channels: Mapping[str, tuple[int, AnyAxis]]
     align: int
     unfollowed: tuple[str, ...] = ()
 

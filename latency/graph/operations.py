@@ -49,6 +49,7 @@ SPLITTING_FUNCTIONS: frozenset[Any] = frozenset({torch.split, "split"})
 PERMUTING_FUNCTIONS: frozenset[Any] = frozenset({torch.permute, "permute"})
 TRANSPOSING_FUNCTIONS: frozenset[Any] = frozenset({torch.transpose, "transpose"})
 SQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.squeeze, "squeeze"})
+EXPANDING_FUNCTIONS: frozenset[Any] = frozenset({"expand", "expand_as"})
 UNSQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.unsqueeze, "unsqueeze"})
 INDEXING_FUNCTIONS: frozenset[Any] = frozenset({operator.getitem})
 VIEWS = (

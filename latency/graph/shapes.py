@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,11 +126,18 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
         elif node.op_type in ("Squeeze", "Unsqueeze") and len(node.input) > 1 and node.input[1] in numbers:
             longer = node.input[0] if node.op_type == "Squeeze" else node.output[0]
             axis = _moved(node.op_type, axis, numbers[node.input[1]], len(shapes.get(longer, ())))
+        elif node.op_type == "Reshape" and in_groups(shapes.get(node.input[0], ()), shapes.get(node.output[0], ())):
+            axis = 2
         elif node.op_type in ("Reshape", "Flatten") or not attributes.get("keepdims", 1):
             axis = 1
         for output in node.output:
             axes[output] = axis
     return axes
+
+
+def in_groups(before: Sequence[int], after: Sequence[int]) -> bool:
+    """Whether a reshape puts channels in groups: (N, C, H, W) to (N, groups, C / groups, H, W), as channel shuffles begin."""
+    return len(before) == 4 and len(after) == 5 and after[3:] == before[2:] and 1 < after[1] <= after[2]
 
 
 def whole_numbers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:

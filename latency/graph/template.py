@@ -109,11 +109,12 @@ class Template:
         _compute_weights(model)
         _add_missing_biases(model.graph)
         _unshare_weights(model.graph)
-        self.channels, self._sliced = _annotate(model, name, input_shape[1], tensors)
+        places = channel_axes(model.graph, static_shapes(model))
+        self.channels, self._sliced = _annotate(model, name, input_shape[1], tensors, places)
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
         self._counting = {name: one for name, one in _counting(model.graph, self.channels).items() if one[0].genes}
-        self._skeleton = _skeleton(model, self._weights, {*self._sliced, *self._counting}, self.channels)
+        self._skeleton = _skeleton(model, self._weights, {*self._sliced, *self._counting}, self.channels, places)
         self._skeleton.metadata_props.add(key=SIGNATURE_KEY, value=signature)
 
     def build(self, widths: np.ndarray) -> bytes:
@@ -197,12 +198,15 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
 
 
 def _annotate(
-    model: onnx.ModelProto, name: str, image_channels: int, tensors: Tensors
+    model: onnx.ModelProto, name: str, image_channels: int, tensors: Tensors, places: Mapping[str, int]
 ) -> tuple[dict[str, AnyAxis], dict[str, tuple[AnyAxis, ...]]]:
-    """Channel axes of all values, axes of all initializers that widths change; follows the graph in order."""
-    graph, shapes = model.graph, static_shapes(model)
+    """Channel axes of all values, axes of all initializers that widths change; follows the graph in order.
+
+    Args:
+        places: which axis of each value these are.
+    """
+    graph, shapes, numbers = model.graph, static_shapes(model), whole_numbers(model.graph)
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    places = channel_axes(graph, shapes)
     channels: dict[str, AnyAxis] = {graph.input[0].name: Axis(image_channels)}
     sliced: dict[str, tuple[AnyAxis, ...]] = {}
     for node in graph.node:
@@ -231,8 +235,9 @@ def _annotate(
         elif node.op_type in NORMS:
             sliced.update(dict.fromkeys(node.input[1:], (axis,)))
         elif node.op_type in ("Reshape", "Flatten"):
-            size = shapes[node.output[0]][1]
-            axis = axis.repeated(size // axis.size)
+            axis = _reshaped(axis, shapes[node.output[0]][places[node.output[0]]])
+        elif node.op_type.startswith("Reduce") and places[node.input[0]] in numbers[node.input[1]] % len(shapes[node.input[0]]):
+            axis = Axis(shapes[node.output[0]][1])
         elif node.op_type == "Concat":
             along = attributes_of(node)["axis"] % len(shapes[node.output[0]])
             axis = concatenated(known) if along == places[node.output[0]] else axis
@@ -240,6 +245,11 @@ def _annotate(
             axis = equal_part(axis, axis.size // shapes[node.output[0]][places[node.output[0]]])
         channels.update(dict.fromkeys(node.output, axis))
     return channels, sliced
+
+
+def _reshaped(axis: AnyAxis, size: int) -> AnyAxis:
+    """With so many entries: several where one was, or only those of one group."""
+    return equal_part(axis, axis.size // size) if size < axis.size else axis.repeated(size // axis.size)
 
 
 def _weight_axes(product: onnx.NodeProto, tensors: Tensors) -> tuple[AnyAxis, ...] | None:
@@ -274,18 +284,22 @@ def _at(place: int, axis: AnyAxis, sizes: tuple[int, ...]) -> tuple[AnyAxis, ...
 
 
 def _skeleton(
-    model: onnx.ModelProto, weights: dict[str, np.ndarray], changing: set[str], channels: Mapping[str, AnyAxis]
+    model: onnx.ModelProto,
+    weights: dict[str, np.ndarray],
+    changing: set[str],
+    channels: Mapping[str, AnyAxis],
+    places: Mapping[str, int],
 ) -> onnx.ModelProto:
     """The graph without anything that depends on the widths; `changing` are the initializers that do."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model)
     graph = skeleton.graph
     del graph.value_info[:], graph.initializer[:], graph.metadata_props[:]
-    reshapes = [node for node in graph.node if node.op_type == "Reshape"]
-    flattening = {node.input[1] for node in reshapes if node.output[0] in channels and channels[node.output[0]].genes}
+    reshapes = {node.input[1]: node.output[0] for node in graph.node if node.op_type == "Reshape"}
     for name, array in weights.items():
-        if name in flattening and len(array) in (2, 3):  # to (N, features) or to (N, channels, positions)
-            array = np.array([array[0], -1, *array[2:]], dtype=np.int64)
+        made = reshapes.get(name, "")
+        if made in channels and channels[made].genes:
+            array = np.where(np.arange(len(array)) == places[made], -1, array)
         if name not in changing:
             graph.initializer.append(numpy_helper.from_array(array, name))
     for node in graph.node:

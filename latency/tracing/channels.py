@@ -18,6 +18,11 @@ class Flow(NamedTuple):
 Flows = tuple[Flow, ...]
 
 
+def repeated(flows: Flows, times: int) -> Flows:
+    """So many entries where one was."""
+    return tuple(Flow(flow.variable, flow.per_channel * times) for flow in flows)
+
+
 class Channels(NamedTuple):
     """The channels of a tensor: stretch after stretch along one of its axes."""
 
@@ -30,7 +35,7 @@ class Variable:
     """So many channels that layer `maker` makes; `multiple`: only whole groups of so many can go.
 
     `meaning` are the variables that stand for it, one after another, once it is joined to another or cut. `place` orders
-    variables as the network makes them.
+    variables as the network makes them; what is `uncut` is not to be cut.
     """
 
     size: int
@@ -38,6 +43,7 @@ class Variable:
     place: tuple[int, ...]
     fixed: bool = False
     multiple: int = 1
+    uncut: bool = False
     meaning: tuple[int, ...] = ()
 
 
@@ -74,6 +80,11 @@ class Variables:
         """Never prune these."""
         for root, _ in self.roots(flows):
             self._all[root].fixed = True
+
+    def keep_uncut(self, flows: Flows) -> None:
+        """Rather fix these than cut them."""
+        for root, _ in self.roots(flows):
+            self._all[root].uncut = True
 
     def restrict(self, flows: Flows, entries: int) -> None:
         """Let every stretch shrink only by whole groups of `entries`."""
@@ -112,6 +123,15 @@ class Variables:
             self.join(parts[0], part)
         return self.roots(parts[0])
 
+    def dealt(self, flows: Flows, count: int) -> Flows | None:
+        """What each of `count` parts gets where every channel has a multiple of so many entries, as after a channel shuffle:
+        its share of them. None where it is not so."""
+        roots = self.roots(flows)
+        if len(roots) != 1 or roots[0].per_channel % count:
+            return None
+        self.keep_uncut(roots)
+        return (Flow(roots[0].variable, roots[0].per_channel // count),)
+
     def _first(self, flows: Flows, length: int) -> Flows | None:
         """The stretches that the first `length` entries are, after cutting; None where that goes through a channel."""
         first: Flows = ()
@@ -139,12 +159,14 @@ class Variables:
         first, second = self._all[low], self._all[high]
         first.fixed = first.fixed or second.fixed
         first.multiple = math.lcm(first.multiple, second.multiple)
+        first.uncut = first.uncut or second.uncut
         second.meaning = (low,)
 
     def _cut(self, root: int, size: int) -> None:
-        """The first `size` channels and the rest become variables of their own; fixed where that goes through a group."""
+        """The first `size` channels and the rest become variables of their own; fixed where that goes through a group,
+        or must not be."""
         whole = self._all[root]
-        fixed = whole.fixed or size % whole.multiple > 0
+        fixed = whole.fixed or whole.uncut or size % whole.multiple > 0
         for start, length in ((0, size), (size, whole.size - size)):
             maker = f"{whole.maker}[{start}:]" if start else whole.maker
             self._all.append(Variable(length, maker, (*whole.place, start), fixed, whole.multiple))

@@ -7,10 +7,14 @@ from torch import fx
 from latency.errors import TraceError
 from latency.graph import operations
 from latency.tracing.channels import Channels, Flows
+from latency.tracing.moves import maximum
 from latency.tracing.parts import picks, split
 from latency.tracing.rules import rule_of
 from latency.tracing.symbolic import shape_of
 from latency.tracing.walk import Unfollowed, Walk, lies_along_one_axis
+
+OF_SEVERAL = (split, maximum)
+"""Rules of what gives several tensors at once."""
 
 
 def follow(walk: Walk, node: fx.Node) -> None:
@@ -63,7 +67,7 @@ def _followed(walk: Walk, node: fx.Node) -> Channels:
         raise Unfollowed("computes with bare parameters alone")
     if not all(walk.channels[source].flows for source in carriers):
         raise Unfollowed("works on something without channels")
-    if len(shape_of(node)) < 2 and rule is not split:
+    if len(shape_of(node)) < 2 and rule not in OF_SEVERAL:
         raise Unfollowed("leaves nothing that has channels")
     return rule(walk, node, module)
 

@@ -41,6 +41,13 @@ def concatenate(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels
     return Channels(_joined(walk, flows), axis)
 
 
+def stack(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """The same channels, side by side along a new axis."""
+    tensors, dim = argument(node, 0, "tensors"), (argument(node, 1, "dim") or 0) % len(shape_of(node))
+    axis = _common_axis(walk, tensors)
+    return Channels(_joined(walk, [walk.on(node, tensor, axis) for tensor in tensors]), axis + (dim <= axis))
+
+
 def _common_axis(walk: Walk, operands: Sequence[fx.Node]) -> int:
     """On which they carry their channels: the first of them that may be pruned."""
     free = [source for source in operands if not walk.variables.all_fixed(walk.channels[source].flows)]

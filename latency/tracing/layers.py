@@ -6,7 +6,7 @@ import math
 
 from torch import fx, nn
 
-from latency.tracing.channels import Channels, Flow, Flows
+from latency.tracing.channels import Channels, Flows, repeated
 from latency.tracing.symbolic import shape_of
 from latency.tracing.walk import Unfollowed, Walk
 
@@ -38,12 +38,25 @@ def _grouped(walk: Walk, node: fx.Node, layer: nn.Conv2d) -> Flows:
         return outputs
     walk.variables.restrict(flows, group)
     times = layer.out_channels // layer.in_channels
-    return tuple(Flow(flow.variable, flow.per_channel * times) for flow in flows)
+    return repeated(flows, times)
 
 
 def _cuts_groups(walk: Walk, flows: Flows, group: int) -> bool:
     """Whether a group of so many entries would lie across a concatenation."""
     return any(walk.variables.entries(flow) % group for flow in flows)
+
+
+def conv1d(walk: Walk, node: fx.Node, layer: nn.Conv1d) -> Channels:
+    """Over the channels themselves, each of which it mixes with its neighbours, as ECA's gate does."""
+    channels = walk.input(node)
+    keeps = layer.in_channels == layer.out_channels == 1 and shape_of(node) == shape_of(walk.source(node))
+    if channels.axis != 2 or not keeps or len(walk.variables.roots(channels.flows)) > 1:
+        raise Unfollowed("is a Conv1d")
+    walk.variables.keep_uncut(channels.flows)
+    for tensor, parameter in layer.named_parameters(str(node.target)):
+        walk.tensors[tensor] = tuple(parameter.shape)
+    walk.over_channels[node.name] = channels
+    return channels
 
 
 def linear(walk: Walk, node: fx.Node, layer: nn.Linear) -> Channels:
@@ -71,6 +84,7 @@ def layernorm(walk: Walk, node: fx.Node, layer: nn.LayerNorm) -> Channels:
     last = len(shape_of(node)) - 1
     channels = Channels(walk.input_on(node, last), last)
     _affine(walk, node, layer, channels.flows)
+    walk.over_channels[node.name] = channels
     return channels
 
 
@@ -82,6 +96,8 @@ def groupnorm(walk: Walk, node: fx.Node, layer: nn.GroupNorm) -> Channels:
         if _cuts_groups(walk, flows, group):
             raise Unfollowed("is a GroupNorm with groups across a concatenation")
         walk.variables.restrict(flows, group)
+    else:
+        walk.over_channels[node.name] = Channels(flows)
     _affine(walk, node, layer, flows)
     return Channels(flows)
 

@@ -9,14 +9,24 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from latency.tracing.channels import Channels, Flow
-from latency.tracing.parts import stretch
-from latency.tracing.symbolic import argument, shape_of
+from latency.graph import operations
+from latency.graph.shapes import in_groups
+from latency.tracing.channels import Channels, repeated
+from latency.tracing.parts import equal_share, stretch
+from latency.tracing.symbolic import argument, number, shape_of
 from latency.tracing.walk import Unfollowed, Walk, rewrite
 
 
 def passed(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Whatever treats all channels alike."""
+    return walk.input(node)
+
+
+def softmax(walk: Walk, node: fx.Node, module: Any) -> Channels:
+    """Over another axis than the channels'."""
+    dim = argument(node, 1, "dim") if module is None else module.dim
+    if not isinstance(dim, int) or dim % len(shape_of(node)) == walk.input(node).axis:
+        raise Unfollowed("normalises over the channels")
     return walk.input(node)
 
 
@@ -31,14 +41,41 @@ def pool(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def reduce(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """A mean or sum over positions."""
+    """A mean, a sum or the largest, over positions or over all channels."""
+    return _reduced(walk, node, argument(node, 1, "dim"), shape_of(node))
+
+
+def maximum(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """The largest along an axis, and where it is."""
+    dim = argument(node, 1, "dim")
+    if not isinstance(dim, int):
+        raise Unfollowed("takes the largest of all, or of two tensors")
+    walk.parts[node] = _reduced(walk, node, dim, tuple(node.meta["tensor_meta"][0].shape))
+    return Channels(())
+
+
+def _reduced(walk: Walk, node: fx.Node, given: Any, shape: Sequence[int]) -> Channels:
+    """What `node` makes of its input, of this shape, when it reduces over the `given` axes."""
     channels, rank = walk.input(node), len(shape_of(walk.source(node)))
-    given = argument(node, 1, "dim")
     dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given or ())}
-    if not dims or dims & {0, channels.axis}:
-        raise Unfollowed("reduces over the batch or the channels")
-    gone = 0 if len(shape_of(node)) == rank else sum(dim < channels.axis for dim in dims)
+    if not dims or 0 in dims:
+        raise Unfollowed("reduces over the batch")
+    if channels.axis in dims:
+        walk.over_channels[node.name] = channels
+        return Channels((walk.variables.new(shape[1], node.name, fixed=True),))
+    gone = 0 if len(shape) == rank else sum(dim < channels.axis for dim in dims)
     return Channels(channels.flows, channels.axis - gone)
+
+
+def shuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
+    """The first channel of each group, then the second of each, and so on; written out."""
+    groups: Any = argument(node, 1, "groups") if module is None else module.groups
+    with node.graph.inserting_before(node):
+        grouped = node.graph.call_function(torch.unflatten, (walk.source(node), 1, (groups, -1)))
+        turned = node.graph.call_function(torch.transpose, (grouped, 1, 2))
+    part = equal_share(walk, node, grouped, groups, 1)
+    node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (turned, 1, 2), {}
+    return Channels(repeated(part.flows, groups))
 
 
 def permute(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -54,6 +91,16 @@ def transpose(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     channels, rank = walk.input(node), len(shape_of(node))
     one, other = (argument(node, place, f"dim{place - 1}") % rank for place in (1, 2))
     return Channels(channels.flows, {one: other, other: one}.get(channels.axis, channels.axis))
+
+
+def expand(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Repeated to the shape of what it is then combined with: left out, since that repeats it anyway."""
+    for user in node.users:
+        others = [other for other in user.all_input_nodes if other.target not in operations.EXPANDING_FUNCTIONS]
+        if user.target not in operations.JOINING_FUNCTIONS or shape_of(node) not in map(shape_of, others):
+            raise Unfollowed("repeats channels or positions")
+    node.replace_all_uses_with(walk.source(node))
+    return walk.input(node)
 
 
 def squeeze(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -87,11 +134,24 @@ def index(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def reshape(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """Flattening to (N, C·H·W) or (N, C, H·W), and (N, C) back to (N, C, 1, 1), whatever it is called."""
+    """Flattening to (N, C·H·W) or (N, C, H·W), (N, C) to (N, C, 1, 1) or (N, 1, C) and back, and channels in groups, whatever
+    it is called."""
     before, after = shape_of(walk.source(node)), shape_of(node)
     channels = walk.input(node)
     if after == before:
         return channels
+    if in_groups(before, after):
+        rewrite(node, torch.unflatten, 1, (after[1], -1))
+        return equal_share(walk, node, node, after[1], 1)._replace(axis=2)
+    if after == (before[0], 1, *before[1:]) and len(before) == 2:
+        rewrite(node, torch.unsqueeze, 1)
+        return channels._replace(axis=2)
+    if len(before) == 3 and before[1] == 1 and after == (before[0], before[2], *[1] * (len(after) - 2)):
+        rewrite(node, operator.getitem, (slice(None), 0, slice(None), *[None] * (len(after) - 2)))
+        return channels._replace(axis=1)
+    if len(before) == 5 and after[2:] == before[3:]:
+        rewrite(node, torch.flatten, 1, 2)
+        return _ungrouped(channels, before)
     if channels.axis != 1:
         raise Unfollowed(f"reshapes {before} to {after}, channels on axis {channels.axis}")
     if after == (*before, 1, 1):
@@ -102,16 +162,26 @@ def reshape(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     if node.op != "call_module":
         rewrite(node, torch.flatten, len(after) - 1)
     times = after[1] // before[1]
-    return Channels(tuple(Flow(flow.variable, flow.per_channel * times) for flow in channels.flows))
+    return Channels(repeated(channels.flows, times))
+
+
+def _ungrouped(channels: Channels, before: Sequence[int]) -> Channels:
+    """Axes 1 and 2 as one."""
+    return Channels(channels.flows * before[1] if channels.axis == 2 else repeated(channels.flows, before[2]))
 
 
 def _spelt_out(index: Any, rank: int) -> tuple[Any, ...]:
-    """What indexes a tensor of so many axes, with a slice for each axis it does not mention."""
-    index = index if isinstance(index, tuple) else (index,)
+    """What indexes a tensor of so many axes, with a slice for each axis it does not mention; bounds that forward() computes
+    from sizes are what they are for the example."""
+    index = tuple(map(_known, index if isinstance(index, tuple) else (index,)))
     place = next((position for position, one in enumerate(index) if one is ...), len(index))
     before, after = index[:place], index[place + 1 :]
     mentioned = sum(one is not None for one in (*before, *after))
     return (*before, *[slice(None)] * (rank - mentioned), *after)
+
+
+def _known(index: Any) -> Any:
+    return slice(*map(number, (index.start, index.stop, index.step))) if isinstance(index, slice) else index
 
 
 def _bounds(index: Sequence[Any], place: int, shape: Sequence[int]) -> tuple[int, int]:

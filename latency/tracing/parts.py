@@ -30,7 +30,7 @@ def split(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     if unequal and not (all(sizes) and all(map(picks, node.users))):
         raise Unfollowed("splits into unequal parts")
     count, made_of = _in_equal_parts(sizes)
-    walk.parts[node] = _equal_part(walk, node, count, dim)
+    walk.parts[node] = equal_share(walk, node, node, count, dim)
     for user in list(node.users) if unequal else ():
         index: Any = user.args[1]
         _regroup(walk, user, node, made_of[index], dim)
@@ -42,9 +42,9 @@ def stretch(walk: Walk, node: fx.Node, start: int, stop: int, dim: int) -> Chann
     """A stretch of the channels is made of equal parts of all of them."""
     size = shape_of(walk.source(node))[dim]
     count, made_of = _in_equal_parts([start, stop - start, size - stop])
-    part = _equal_part(walk, node, count, dim)
     with node.graph.inserting_before(node):
         parts = node.graph.call_function(torch.chunk, (walk.source(node), count, dim))
+    part = equal_share(walk, node, parts, count, dim)
     _regroup(walk, node, parts, made_of[1], dim)
     return Channels(part.flows * len(made_of[1]), dim)
 
@@ -53,6 +53,17 @@ def glu(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """A half, gated by the other."""
     dim: Any = argument(node, 1, "dim") if module is None else module.dim
     return _equal_part(walk, node, 2, (-1 if dim is None else dim) % len(shape_of(node)))
+
+
+def equal_share(walk: Walk, node: fx.Node, divider: fx.Node, count: int, dim: int) -> Channels:
+    """One of so many equal parts of what `node` reads, as `divider` makes them. After a channel shuffle every part holds some
+    entries of each channel: then all shares shrink with the channels, whichever of them lie where."""
+    channels = walk.input(node)
+    share = walk.variables.dealt(channels.flows, count) if dim == channels.axis else None
+    if share is None:
+        return _equal_part(walk, node, count, dim)
+    walk.over_channels[divider.name] = channels
+    return Channels(share, dim)
 
 
 def _equal_part(walk: Walk, node: fx.Node, count: int, dim: int) -> Channels:
@@ -82,6 +93,8 @@ def _regroup(walk: Walk, node: fx.Node, parts: fx.Node, places: range, dim: int)
 
 def picks(node: fx.Node) -> bool:
     """Whether it is one of several tensors."""
+    if node.target is getattr:
+        return bool(node.args[1] == "values")  # of torch.max
     return node.target is operator.getitem and isinstance(node.args[1], int)
 
 

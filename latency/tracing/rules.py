@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -20,6 +21,7 @@ Rule = Callable[[Walk, fx.Node, Any], Channels]
 
 OF_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Rule], ...] = (
     (nn.Conv2d, layers.conv),
+    (nn.Conv1d, layers.conv1d),
     (nn.Linear, layers.linear),
     (nn.BatchNorm2d, layers.batchnorm),
     (nn.BatchNorm1d, layers.batchnorm),
@@ -27,7 +29,9 @@ OF_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Rule], ..
     (nn.GroupNorm, layers.groupnorm),
     (nn.PReLU, layers.prelu),
     (nn.Flatten, moves.reshape),
+    (nn.ChannelShuffle, moves.shuffle),
     (nn.GLU, parts.glu),
+    (nn.Softmax, moves.softmax),
     (operations.POINTWISE_MODULES, moves.passed),
     (operations.POOLING_MODULES, moves.pool),
 )
@@ -37,13 +41,18 @@ OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = 
     (operations.POOLING_FUNCTIONS, moves.pool),
     (operations.JOINING_FUNCTIONS, joins.join),
     (operations.REDUCING_FUNCTIONS, moves.reduce),
+    (frozenset({torch.max, "max"}), moves.maximum),
+    (frozenset({F.channel_shuffle}), moves.shuffle),
     (operations.RESHAPING_FUNCTIONS, moves.reshape),
     (operations.CONCATENATING_FUNCTIONS, joins.concatenate),
+    (frozenset({torch.stack}), joins.stack),
+    (frozenset({torch.softmax, F.softmax, "softmax"}), moves.softmax),
     (operations.CHUNKING_FUNCTIONS | operations.SPLITTING_FUNCTIONS, parts.split),
     (frozenset({F.glu}), parts.glu),
     (operations.PERMUTING_FUNCTIONS, moves.permute),
     (operations.TRANSPOSING_FUNCTIONS, moves.transpose),
     (operations.SQUEEZING_FUNCTIONS, moves.squeeze),
+    (operations.EXPANDING_FUNCTIONS, moves.expand),
     (operations.UNSQUEEZING_FUNCTIONS, moves.unsqueeze),
     (operations.INDEXING_FUNCTIONS, moves.index),
 )

@@ -18,7 +18,8 @@ from latency.graph import operations
 
 
 def graph_of(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphModule:
-    """`module` as a graph, after a run on an image batch of this shape [N, C, H, W]: every node knows its own.
+    """`module` as a graph, after a run on an image batch of this shape [N, C, H, W]: every node knows its own, or which whole
+    number it is.
 
     Where forward() asks for sizes, and decides by them, they are those of this batch.
 
@@ -28,10 +29,23 @@ def graph_of(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphMo
     graph_module = _symbolic(module, shape, name)
     with torch.no_grad(), redirect_stderr(io.StringIO()):  # where torch prints tracebacks of its own
         try:
-            ShapeProp(graph_module).propagate(_image(module, shape))
+            _Shapes(graph_module).propagate(_image(module, shape))
         except Exception as error:  # the user's forward() runs here
             raise _does_not_run(name, shape, error.__cause__ or error) from error
     return graph_module
+
+
+class _Shapes(ShapeProp):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, int):
+            n.meta["number"] = result
+        return result
+
+
+def number(value: Any) -> Any:
+    """What a node is that is a plain whole number; all else as it is."""
+    return value.meta.get("number", value) if isinstance(value, fx.Node) else value
 
 
 def argument(node: fx.Node, place: int, name: str) -> Any:

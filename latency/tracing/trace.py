@@ -70,8 +70,10 @@ def trace(
         for layer, (kind, inputs, outputs, taps) in walk.layers.items()
     )
     tensors = {tensor: tuple(map(axis, flows)) for tensor, flows in walk.tensors.items()}
+    over_channels = {node: (one.axis, axis(one.flows)) for node, one in walk.over_channels.items()}
     parameters = tuple(parameter for parameter in walk.parameters if parameter in tensors)
-    return Network(name, graph_module, shape, genes, layers, tensors, parameters, align, tuple(walk.unfollowed))
+    unfollowed = tuple(walk.unfollowed)
+    return Network(name, graph_module, shape, genes, layers, tensors, parameters, over_channels, align, unfollowed)
 
 
 def _genes(variables: Variables, align: int) -> tuple[tuple[Gene, ...], dict[int, int]]:

@@ -36,6 +36,7 @@ class Walk:
         self.parts: dict[fx.Node, Channels] = {}  # several equal tensors at once: the channels of each
         self.layers: dict[str, tuple[str, Flows | int, Flows, int]] = {}  # name → kind, inputs, outputs, taps
         self.tensors: dict[str, tuple[Flows | int, ...]] = {}
+        self.over_channels: dict[str, Channels] = {}  # node's name → those it computes over
         self.unfollowed: list[str] = []
 
     def carriers(self, node: fx.Node) -> list[fx.Node]:
@@ -66,8 +67,8 @@ class Walk:
         return (self.variables.new(shape_of(source)[axis], source.name, fixed=True),)
 
     def new(self, node: fx.Node, size: int) -> Flows:
-        """Channels that `node` makes."""
-        return (self.variables.new(size, str(node.target)),)
+        """Channels that `node` makes. A single one stays."""
+        return (self.variables.new(size, str(node.target), fixed=size == 1),)
 
     def fixed(self, node: fx.Node) -> Channels:
         """Channels of a node that all stay, on axis 1."""

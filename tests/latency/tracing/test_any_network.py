@@ -94,7 +94,7 @@ class Gated(Step):
     def forward(self, x: Tensor) -> Tensor:
         gate = self.excite(self.squeeze(F.adaptive_avg_pool2d(x, 1).flatten(1)).relu()).sigmoid()
         if self.how == 0:
-            return x * gate[:, :, None, None]
+            return x * gate[:, :, None, None].expand(*x.shape)
         return x * (gate.unsqueeze(-1).unsqueeze(-1) if self.how == 1 else gate.view(x.size(0), x.size(1), 1, 1))
 
 
@@ -130,6 +130,79 @@ class Viewed(Step):
         if self.how == 4:
             return self.shuffle(x)
         return torch.cat(x.chunk(2, 1), 1)
+
+
+class Shuffled(Step):
+    """Channels of two convolutions in turn, then, but in the last case, cut in halves."""
+
+    def __init__(self, channels: int, half: int, how: int) -> None:
+        super().__init__(2 * half)
+        self.one, self.other = nn.Conv2d(channels, half, 1), nn.Conv2d(channels, half, 3, padding=1)
+        self.last, self.shuffle, self.how = nn.Conv2d(half, half, 1), nn.ChannelShuffle(2), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shuffled(torch.cat([self.one(x), self.other(x)], 1))
+        if self.how == 3:
+            return x
+        half = x.shape[1] // 2
+        a, b = (x[:, :half], x[:, half:]) if self.how == 2 else x.chunk(2, 1)
+        return self.shuffled(torch.cat([a, self.last(b)], 1))
+
+    def shuffled(self, x: Tensor) -> Tensor:
+        if self.how == 0:
+            return self.shuffle(x)
+        n, channels, height, width = x.shape
+        return x.view(n, 2, channels // 2, height, width).transpose(1, 2).contiguous().view(n, -1, height, width)
+
+
+class Attended(Step):
+    """CBAM's gate for every position, from the mean and the largest of its channels."""
+
+    def __init__(self, channels: int, how: int) -> None:
+        super().__init__(channels)
+        self.conv, self.how = nn.Conv2d(2, 1, 3, padding=1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == 0:
+            both = (torch.mean(x, dim=1, keepdim=True), torch.max(x, dim=1, keepdim=True)[0])
+        elif self.how == 1:
+            both = (x.max(1).values.unsqueeze(1), x.mean(1).unsqueeze(1))
+        else:
+            both = (x.amax(dim=1, keepdim=True), x.sum((1,), keepdim=True))
+        gate = self.conv(torch.cat(both, 1)).sigmoid()
+        return x * (gate if self.how else gate.expand_as(x))
+
+
+class Selected(Step):
+    """SKNet's choice among windows, for every channel."""
+
+    def __init__(self, channels: int, half: int, how: int) -> None:
+        super().__init__(half)
+        self.small, self.large = nn.Conv2d(channels, half, 1), nn.Conv2d(channels, half, 3, padding=1)
+        self.squeeze, self.select = nn.Conv2d(half, 2, 1), nn.Conv2d(2, 2 * half, 1)
+        self.softmax, self.how = nn.Softmax(1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.stack([self.small(x), self.large(x)], dim=1)
+        chosen = self.select(self.squeeze(both.sum(1).mean((2, 3), keepdim=True)).relu())
+        chosen = chosen.view(x.shape[0], 2, both.shape[2], 1, 1)
+        chosen = self.softmax(chosen) if self.how else torch.softmax(chosen, dim=1)
+        return (both * chosen).sum(dim=1)
+
+
+class EfficientlyAttended(Step):
+    """ECA's gate, from every channel's neighbours."""
+
+    def __init__(self, channels: int, how: int) -> None:
+        super().__init__(channels)
+        self.conv, self.how = nn.Conv1d(1, 1, 3, padding=1, bias=how > 0), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.adaptive_avg_pool2d(x, 1) if self.how < 2 else x.mean((2, 3))
+        if self.how == 2:
+            return x * self.conv(y.view(y.shape[0], 1, -1)).view(y.shape[0], -1, 1, 1).sigmoid()
+        y = self.conv(y.squeeze(-1).transpose(-1, -2))
+        return x * y.transpose(-1, -2).unsqueeze(-1).sigmoid().expand_as(x)
 
 
 class Halved(Step):
@@ -220,6 +293,10 @@ STEPS = st.one_of(
     st.tuples(st.just(Gated), st.tuples(few, st.integers(0, 2))),
     st.tuples(st.just(Mixed), st.tuples(few, st.booleans())),
     st.tuples(st.just(Viewed), st.tuples(choice)),
+    st.tuples(st.just(Shuffled), st.tuples(few, st.integers(0, 3))),
+    st.tuples(st.just(Attended), st.tuples(st.integers(0, 2))),
+    st.tuples(st.just(Selected), st.tuples(few, st.integers(0, 1))),
+    st.tuples(st.just(EfficientlyAttended), st.tuples(st.integers(0, 2))),
     st.tuples(st.just(Halved), st.tuples(few, choice)),
     st.tuples(st.just(Parted), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Kept), st.tuples(choice)),
