@@ -23,7 +23,7 @@ def prepared(node: fx.Node, x: Tensor, kept: Tensor, place: int) -> Tensor:
     if node.target is torch.unflatten:
         return _regrouped(x, kept, place, arguments[2][0])
     mask = kept.view(-1, *[1] * (x.dim() - place - 1))
-    name = getattr(node.target, "__name__", node.target)
+    name = "" if node.op == "call_module" else getattr(node.target, "__name__", node.target)
     if name in LARGEST:
         return torch.where(mask > 0, x, -math.inf)
     return x * (mask * (len(kept) / kept.sum()) if name == "mean" else mask).to(x.dtype)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from latency.graph import operations
-from latency.graph.shapes import in_groups
-from latency.tracing.channels import Channels, repeated
-from latency.tracing.parts import equal_share, stretch
+from latency.tracing.channels import Channels
+from latency.tracing.parts import stretch
 from latency.tracing.symbolic import argument, number, shape_of
-from latency.tracing.walk import Unfollowed, Walk, rewrite
+from latency.tracing.walk import Unfollowed, Walk
 
 
 def passed(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -60,22 +57,13 @@ def _reduced(walk: Walk, node: fx.Node, given: Any, shape: Sequence[int]) -> Cha
     dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given or ())}
     if not dims or 0 in dims:
         raise Unfollowed("reduces over the batch")
+    if len(shape) < 2:
+        raise Unfollowed("leaves nothing that has channels")
     if channels.axis in dims:
         walk.over_channels[node.name] = channels
         return Channels((walk.variables.new(shape[1], node.name, fixed=True),))
     gone = 0 if len(shape) == rank else sum(dim < channels.axis for dim in dims)
     return Channels(channels.flows, channels.axis - gone)
-
-
-def shuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
-    """The first channel of each group, then the second of each, and so on; written out."""
-    groups: Any = argument(node, 1, "groups") if module is None else module.groups
-    with node.graph.inserting_before(node):
-        grouped = node.graph.call_function(torch.unflatten, (walk.source(node), 1, (groups, -1)))
-        turned = node.graph.call_function(torch.transpose, (grouped, 1, 2))
-    part = equal_share(walk, node, grouped, groups, 1)
-    node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (turned, 1, 2), {}
-    return Channels(repeated(part.flows, groups))
 
 
 def permute(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -131,43 +119,6 @@ def index(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     if not _takes_all(taken[place], shape[channels.axis]):
         return stretch(walk, node, *_bounds(taken, place, shape), channels.axis)
     return Channels(channels.flows, sum(not isinstance(one, int) for one in taken[:place]))
-
-
-def reshape(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """Flattening to (N, C·H·W) or (N, C, H·W), (N, C) to (N, C, 1, 1) or (N, 1, C) and back, and channels in groups, whatever
-    it is called."""
-    before, after = shape_of(walk.source(node)), shape_of(node)
-    channels = walk.input(node)
-    if after == before:
-        return channels
-    if in_groups(before, after):
-        rewrite(node, torch.unflatten, 1, (after[1], -1))
-        return equal_share(walk, node, node, after[1], 1)._replace(axis=2)
-    if after == (before[0], 1, *before[1:]) and len(before) == 2:
-        rewrite(node, torch.unsqueeze, 1)
-        return channels._replace(axis=2)
-    if len(before) == 3 and before[1] == 1 and after == (before[0], before[2], *[1] * (len(after) - 2)):
-        rewrite(node, operator.getitem, (slice(None), 0, slice(None), *[None] * (len(after) - 2)))
-        return channels._replace(axis=1)
-    if len(before) == 5 and after[2:] == before[3:]:
-        rewrite(node, torch.flatten, 1, 2)
-        return _ungrouped(channels, before)
-    if channels.axis != 1:
-        raise Unfollowed(f"reshapes {before} to {after}, channels on axis {channels.axis}")
-    if after == (*before, 1, 1):
-        rewrite(node, operator.getitem, (slice(None), slice(None), None, None))
-        return channels
-    if after[:1] != before[:1] or (len(after) != 2 and not (len(after) == 3 and after[1] == before[1])):
-        raise Unfollowed(f"reshapes {before} to {after}")
-    if node.op != "call_module":
-        rewrite(node, torch.flatten, len(after) - 1)
-    times = after[1] // before[1]
-    return Channels(repeated(channels.flows, times))
-
-
-def _ungrouped(channels: Channels, before: Sequence[int]) -> Channels:
-    """Axes 1 and 2 as one."""
-    return Channels(channels.flows * before[1] if channels.axis == 2 else repeated(channels.flows, before[2]))
 
 
 def _spelt_out(index: Any, rank: int) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from latency.graph import operations
-from latency.tracing import joins, layers, moves, parts
+from latency.tracing import joins, layers, moves, parts, views
 from latency.tracing.channels import Channels
 from latency.tracing.walk import Unfollowed, Walk
 
@@ -28,8 +28,8 @@ OF_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Rule], ..
     (nn.LayerNorm, layers.layernorm),
     (nn.GroupNorm, layers.groupnorm),
     (nn.PReLU, layers.prelu),
-    (nn.Flatten, moves.reshape),
-    (nn.ChannelShuffle, moves.shuffle),
+    (nn.Flatten, views.reshape),
+    (nn.ChannelShuffle, views.shuffle),
     (nn.GLU, parts.glu),
     (nn.Softmax, moves.softmax),
     (operations.POINTWISE_MODULES, moves.passed),
@@ -42,8 +42,8 @@ OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = 
     (operations.JOINING_FUNCTIONS, joins.join),
     (operations.REDUCING_FUNCTIONS, moves.reduce),
     (frozenset({torch.max, "max"}), moves.maximum),
-    (frozenset({F.channel_shuffle}), moves.shuffle),
-    (operations.RESHAPING_FUNCTIONS, moves.reshape),
+    (frozenset({F.channel_shuffle}), views.shuffle),
+    (operations.RESHAPING_FUNCTIONS, views.reshape),
     (operations.CONCATENATING_FUNCTIONS, joins.concatenate),
     (frozenset({torch.stack}), joins.stack),
     (frozenset({torch.softmax, F.softmax, "softmax"}), moves.softmax),

@@ -1,0 +1,96 @@
+"""Rules of what gives the same entries another shape. Sizes that pruning changes are no longer stated."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from latency.graph.shapes import in_groups
+from latency.tracing.channels import Channels, repeated
+from latency.tracing.parts import equal_share
+from latency.tracing.symbolic import argument, shape_of
+from latency.tracing.walk import Unfollowed, Walk, rewrite
+
+Shape = tuple[int, ...]
+
+
+def reshape(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Flattening, channels in groups and back, and axes of a single entry, whatever it is called."""
+    before, after, channels = shape_of(walk.source(node)), shape_of(node), walk.input(node)
+    if after == before:
+        return channels
+    view = next((view for fits, view in VIEWS if fits(before, after, channels.axis)), None)
+    if view is None:
+        raise Unfollowed(f"reshapes {before} to {after}, channels on axis {channels.axis}")
+    return view(walk, node, before, after)
+
+
+def shuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
+    """The first channel of each group, then the second of each, and so on; written out."""
+    groups: Any = argument(node, 1, "groups") if module is None else module.groups
+    with node.graph.inserting_before(node):
+        grouped = node.graph.call_function(torch.unflatten, (walk.source(node), 1, (groups, -1)))
+        turned = node.graph.call_function(torch.transpose, (grouped, 1, 2))
+    part = equal_share(walk, node, grouped, groups, 1)
+    node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (turned, 1, 2), {}
+    return Channels(repeated(part.flows, groups))
+
+
+def _flattened(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
+    if node.op != "call_module":
+        rewrite(node, torch.flatten, len(after) - 1)
+    return Channels(repeated(walk.input(node).flows, after[1] // before[1]))
+
+
+def _grouped(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
+    rewrite(node, torch.unflatten, 1, (after[1], -1))
+    return equal_share(walk, node, node, after[1], 1)._replace(axis=2)
+
+
+def _ungrouped(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
+    flows, axis = walk.input(node)
+    rewrite(node, torch.flatten, 1, 2)
+    return Channels(flows * before[1] if axis == 2 else repeated(flows, before[2]))
+
+
+def _image(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
+    rewrite(node, operator.getitem, (slice(None), slice(None), None, None))
+    return walk.input(node)
+
+
+def _row(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
+    rewrite(node, torch.unsqueeze, 1)
+    return Channels(walk.input(node).flows, 2)
+
+
+def _no_row(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
+    rewrite(node, operator.getitem, (slice(None), 0, slice(None), *[None] * (len(after) - 2)))
+    return Channels(walk.input(node).flows)
+
+
+def _flattens(before: Shape, after: Shape) -> bool:
+    """To (N, C · H · W), or (N, C, H · W)."""
+    return after[0] == before[0] and (len(after) == 2 or (len(after) == 3 and after[1] == before[1]))
+
+
+def _takes_from_row(before: Shape, after: Shape) -> bool:
+    """(N, 1, C) to (N, C) or (N, C, 1, 1)."""
+    return before[1] == 1 and after == (before[0], before[2], *[1] * (len(after) - 2))
+
+
+VIEWS: tuple[tuple[Callable[[Shape, Shape, int], bool], Callable[[Walk, fx.Node, Shape, Shape], Channels]], ...] = (
+    (lambda before, after, axis: axis == 1 and len(before) == 2 and after == (*before, 1, 1), _image),
+    (lambda before, after, axis: axis == 1 and len(before) == 2 and after == (before[0], 1, before[1]), _row),
+    (lambda before, after, axis: axis == 2 and len(before) == 3 and _takes_from_row(before, after), _no_row),
+    (lambda before, after, axis: axis == 1 and in_groups(before, after), _grouped),
+    (
+        lambda before, after, axis: axis in (1, 2) and len(before) == 5 and after[1:] == (before[1] * before[2], *before[3:]),
+        _ungrouped,
+    ),
+    (lambda before, after, axis: axis == 1 and _flattens(before, after), _flattened),
+)
+"""What shapes before and after say of a reshape whose input has its channels on an axis; the first that fits."""
