@@ -146,6 +146,39 @@ def halves(num_classes: int = 10) -> nn.Module:
     return Halves(num_classes)
 
 
+class Gates(nn.Module):
+    """What computes over channels (the gates of ECA, SKNet and CBAM), and ShuffleNet's halves; a pruned sigmoid is no zero."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem, self.neighbours = conv_bn(3, 16, 3, 2), nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.left, self.right, self.inner = conv_bn(16, 12), conv_bn(16, 12, 3), conv_bn(12, 12, 3)
+        self.shuffle = nn.ChannelShuffle(2)
+        self.small, self.large = conv_bn(24, 20), conv_bn(24, 20, 3)
+        self.squeeze, self.select = nn.Conv2d(20, 8, 1), nn.Conv2d(8, 2 * 20, 1)
+        self.positions, self.classifier = nn.Conv2d(2, 1, 3, padding=1), nn.Linear(20, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).sigmoid()
+        gate = self.neighbours(x.mean((2, 3)).view(x.shape[0], 1, -1)).view(x.shape[0], -1, 1, 1)
+        x = x * gate.sigmoid().expand_as(x)
+        a, b = self.shuffled(cat([self.left(x), self.right(x)], 1)).sigmoid().chunk(2, 1)
+        x = self.shuffle(cat([a, self.inner(b)], 1))
+        both = torch.stack([self.small(x), self.large(x)], 1)
+        chosen = self.select(self.squeeze(both.sum(1).mean((2, 3), keepdim=True)).relu())
+        x = (both * chosen.view(x.shape[0], 2, both.shape[2], 1, 1).softmax(1)).sum(1).sigmoid()
+        gate = cat([x.max(1)[0].unsqueeze(1), x.mean(1, keepdim=True)], 1)
+        return self.classifier((x * self.positions(gate).sigmoid()).mean((2, 3)))
+
+    def shuffled(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        return x.view(n, 2, channels // 2, height, width).transpose(1, 2).reshape(n, channels, height, width)
+
+
+def gates(num_classes: int = 10) -> nn.Module:
+    return Gates(num_classes)
+
+
 class NormAct(nn.BatchNorm2d):
     """BN and an activation in one, as in timm."""
 

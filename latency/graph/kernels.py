@@ -14,7 +14,7 @@ from functools import cache
 import onnx
 
 from latency.errors import MeasurementError
-from latency.graph.shapes import Shapes, attributes_of, folded
+from latency.graph.shapes import Shapes, attributes_of, folded, mixes_channels
 
 ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu".split())
 """Activations that fuse into the operation before them; others, SiLU among them, are kernels of their own."""
@@ -192,6 +192,8 @@ def _place(group: list[onnx.NodeProto], shapes: Shapes) -> PlacedKernel:
     kind, epilogue = SAME_AS.get(head.op_type.lower(), head.op_type.lower()), group[1:]
     if _is_silu(group):
         kind, epilogue = "silu", []
+    if mixes_channels(head, shapes.channel_axis.get(tail.output[0], 1), shapes.shapes):
+        kind = "depthwise"
     if groups > 1:
         kind = "depthwise" if groups == cin == cout else "groupconv"
     window = _window(head, shapes) + (f"g{cin // groups}" if kind == "groupconv" else "")

@@ -115,7 +115,9 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
             continue
         axis = next((axes[name] for name in node.input if name in axes), 1)
         attributes = attributes_of(node)
-        if node.op_type in OF_IMAGES:
+        if mixes_channels(node, axis, shapes):
+            pass
+        elif node.op_type in OF_IMAGES:
             axis = axes[node.input[0]] = 1
         elif node.op_type == "MatMul" and node.input[1] in weights:
             axis = axes[node.input[0]] = len(shapes.get(node.output[0], (0, 0))) - 1
@@ -133,6 +135,12 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
         for output in node.output:
             axes[output] = axis
     return axes
+
+
+def mixes_channels(node: onnx.NodeProto, axis: int, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether it is a convolution along the channels, which lie on the last `axis` of (N, 1, C), as in ECA's gate."""
+    single = node.op_type == "Conv" and shapes.get(node.input[1], ())[:2] == (1, 1)
+    return single and axis == 2 and len(shapes[node.output[0]]) == 3
 
 
 def in_groups(before: Sequence[int], after: Sequence[int]) -> bool:

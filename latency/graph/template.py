@@ -20,7 +20,14 @@ from onnx.reference import ReferenceEvaluator
 from latency.errors import TraceError
 from latency.graph.axis import AnyAxis, Axis, concatenated, equal_part, kept, mesh
 from latency.graph.kernels import PRODUCTS, PlacedKernel, find_kernels
-from latency.graph.shapes import attributes_of, channel_axes, group_norms, static_shapes, whole_numbers
+from latency.graph.shapes import (
+    attributes_of,
+    channel_axes,
+    group_norms,
+    mixes_channels,
+    static_shapes,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -214,7 +221,8 @@ def _annotate(
         if not known:
             continue  # constants computed in the graph
         axis = next((axis for axis in known if axis.genes), known[0])
-        weighted = node.op_type in PRODUCTS and node.input[1] in dims
+        mixing = mixes_channels(node, places[node.output[0]], shapes)
+        weighted = node.op_type in PRODUCTS and node.input[1] in dims and not mixing
         axes = _weight_axes(node, tensors) if weighted else None
         if axes is None and not axis.genes:  # nothing that widths change: whatever it does, it stays as it is
             channels.update({name: Axis(shapes[name][1] if len(shapes[name]) > 1 else 1) for name in node.output if name})

@@ -68,8 +68,12 @@ def _row(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
 
 
 def _no_row(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
-    rewrite(node, operator.getitem, (slice(None), 0, slice(None), *[None] * (len(after) - 2)))
-    return Channels(walk.input(node).flows)
+    with node.graph.inserting_before(node):
+        flat = node.graph.call_function(torch.squeeze, (walk.source(node), 1))
+    flows = walk.input(node).flows
+    node.op, node.target, node.kwargs = "call_function", operator.getitem, {}
+    node.args = (flat, (slice(None), slice(None), *[None] * (len(after) - 2)))
+    return Channels(flows)
 
 
 def _flattens(before: Shape, after: Shape) -> bool:

@@ -72,6 +72,7 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
         "shufflenet_v2_x0_5",
         "tinynet:tiny_convnext",
         "tinynet:halves",
+        "tinynet:gates",
         "tinynet:derived",
         "tinynet:twice",
     ],

@@ -26,7 +26,8 @@ def pruningnet(net: latency.Network, generator: str = "full", hidden: int = 2) -
         ("tinynet:mixed", "low-rank"), ("mobilenet_v2", "low-rank"), ("resnet18", "full"), ("vgg11_bn", "shared"),
         ("shufflenet_v2_x0_5", "full"), ("mobilenet_v3_small", "shared"), ("tinynet:tiny_convnext", "full"),
         ("tinynet:tiny_convnext", "low-rank"), ("tinynet:tiny_convnext", "shared"), ("tinynet:halves", "full"),
-        ("tinynet:halves", "low-rank"), ("tinynet:derived", "full"), ("tinynet:derived", "shared"), ("tinynet:twice", "full"),
+        ("tinynet:halves", "low-rank"), ("tinynet:gates", "full"), ("tinynet:derived", "full"), ("tinynet:derived", "shared"),
+        ("tinynet:twice", "full"),
     ],
 )  # fmt: skip
 def test_the_generated_network_is_the_extracted_structure(name: str, generator: str, rng, random_widths) -> None:
@@ -58,7 +59,9 @@ def test_a_gpu_gets_whole_weights(monkeypatch) -> None:
     assert any(tensor.shape != whole[name].shape for name, tensor in narrow.items())
 
 
-@pytest.mark.parametrize("name", ["tinynet:mixed", "tinynet:halves", "tinynet:tiny_convnext", "tinynet:derived"])
+@pytest.mark.parametrize(
+    "name", ["tinynet:mixed", "tinynet:halves", "tinynet:gates", "tinynet:tiny_convnext", "tinynet:derived"]
+)
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_zeros_in_place_of_what_is_pruned_teach_the_same(generator: str, name: str, rng, random_widths) -> None:
     net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=1)

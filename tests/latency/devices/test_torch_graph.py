@@ -14,7 +14,7 @@ from pruning.networks import load
 FLOAT = onnx.TensorProto.FLOAT
 NAMES = (
     "mobilenet_v2 mobilenet_v3_large efficientnet_b0 resnet18 densenet121 googlenet regnet_y_400mf alexnet shufflenet_v2_x0_5 "
-    "tinynet:tiny_convnext tinynet:halves tinynet:derived"
+    "tinynet:tiny_convnext tinynet:halves tinynet:gates tinynet:derived"
 ).split()
 
 

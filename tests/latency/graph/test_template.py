@@ -28,6 +28,7 @@ SIZES = {
     "shufflenet_v2_x0_5": 64,
     "tinynet:tiny_convnext": 32,
     "tinynet:halves": 32,
+    "tinynet:gates": 32,
     "tinynet:derived": 32,
     "tinynet:twice": 32,
     "swin_v2_t": 64,

@@ -111,6 +111,22 @@ def test_halves_shrink_alike_and_cuts_follow_what_is_added(rng, random_widths) -
     assert net.params(structures).tolist() == [sum(p.numel() for p in extract(net, w).parameters()) for w in structures]
 
 
+def test_what_is_shuffled_and_gated_is_pruned(rng, random_widths) -> None:
+    from tinynet import Gates
+
+    net = latency.trace(Gates(), (1, 3, 32, 32), align=1)
+    assert [(gene.name, gene.max_width) for gene in net.genes] == [
+        ("stem.0", 16), ("left.0", 12), ("small.0", 20), ("squeeze", 8),
+    ]  # fmt: skip
+    assert not net.unfollowed
+    layers = {layer.name: layer for layer in net.layers}
+    assert (layers["inner.0"].inputs.size, layers["inner.0"].inputs.gene) == (12, 1)
+    assert (layers["small.0"].inputs.size, layers["small.0"].inputs.per_channel) == (24, 2)
+    structures = random_widths(net, rng, 4)
+    assert net.macs(structures).tolist() == [count_macs(extract(net, widths), 32) for widths in structures]
+    assert net.params(structures).tolist() == [sum(p.numel() for p in extract(net, w).parameters()) for w in structures]
+
+
 def test_the_traced_module_is_a_copy(tiny_module, tiny_network) -> None:
     parameters = {id(p) for p in tiny_module.parameters()}
     assert not parameters & {id(p) for p in tiny_network.module.parameters()}
