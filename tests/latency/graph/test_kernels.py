@@ -34,7 +34,9 @@ def test_kernels_of_the_tiny_network(tiny_network) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenet_v2", "resnet18", "efficientnet_b0", "vgg11_bn", "densenet121", "resnext50_32x4d", "convnext_tiny"]
+    "name",
+    "mobilenet_v2 resnet18 efficientnet_b0 vgg11_bn densenet121 resnext50_32x4d convnext_tiny shufflenet_v2_x0_5 "
+    "tinynet:gates".split(),
 )
 def test_resized_kernels_are_those_of_the_resized_model(name: str, rng, random_widths) -> None:
     """The symbolic view (template kernels with axes) and the concrete one (the structure's own graph) agree."""
