@@ -147,7 +147,8 @@ def halves(num_classes: int = 10) -> nn.Module:
 
 
 class Gates(nn.Module):
-    """What computes over channels (the gates of ECA, SKNet and CBAM), and ShuffleNet's halves; a pruned sigmoid is no zero."""
+    """What computes over channels (the gates of ECA, SKNet and CBAM), and ShuffleNet's halves. A sigmoid of nothing is no zero, and a zero is
+    the largest of these."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -166,7 +167,7 @@ class Gates(nn.Module):
         x = self.shuffle(cat([a, self.inner(b)], 1))
         both = torch.stack([self.small(x), self.large(x)], 1)
         chosen = self.select(self.squeeze(both.sum(1).mean((2, 3), keepdim=True)).relu())
-        x = (both * chosen.view(x.shape[0], 2, both.shape[2], 1, 1).softmax(1)).sum(1).sigmoid()
+        x = (both * chosen.view(x.shape[0], 2, both.shape[2], 1, 1).softmax(1)).sum(1).abs().neg()
         gate = cat([x.max(1)[0].unsqueeze(1), x.mean(1, keepdim=True)], 1)
         return self.classifier((x * self.positions(gate).sigmoid()).mean((2, 3)))
 
