@@ -147,8 +147,8 @@ def halves(num_classes: int = 10) -> nn.Module:
 
 
 class Gates(nn.Module):
-    """What computes over channels (the gates of ECA, SKNet and CBAM), and ShuffleNet's halves. A sigmoid of nothing is no zero, and a zero is
-    the largest of these."""
+    """What computes over channels (the gates of ECA, SKNet and CBAM), and ShuffleNet's halves. A sigmoid of nothing is no zero,
+    and a zero is the largest where all are negative."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
