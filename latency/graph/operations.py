@@ -54,7 +54,7 @@ UNSQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.unsqueeze, "unsqueeze"}
 INDEXING_FUNCTIONS: frozenset[Any] = frozenset({operator.getitem})
 VIEWS = (
     RESHAPING_FUNCTIONS | CHUNKING_FUNCTIONS | SPLITTING_FUNCTIONS | PERMUTING_FUNCTIONS | TRANSPOSING_FUNCTIONS
-    | SQUEEZING_FUNCTIONS | UNSQUEEZING_FUNCTIONS | INDEXING_FUNCTIONS
+    | SQUEEZING_FUNCTIONS | UNSQUEEZING_FUNCTIONS | EXPANDING_FUNCTIONS | INDEXING_FUNCTIONS
 )  # fmt: skip
 """What gives a part of a tensor, or the same in another shape: whoever changes it changes the tensor."""
 

@@ -33,6 +33,7 @@ def _grouped(walk: Walk, node: fx.Node, layer: nn.Conv2d) -> Flows:
     group = layer.in_channels // layer.groups
     if layer.out_channels % layer.in_channels or _cuts_groups(walk, flows, group):
         walk.variables.pin(flows)
+        walk.unfollowed.append(f"{walk.owner(node)} has groups that cannot go one by one")
         outputs = walk.new(node, layer.out_channels)
         walk.variables.pin(outputs)
         return outputs

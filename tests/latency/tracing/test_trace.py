@@ -85,6 +85,7 @@ def test_concatenation_groups_and_what_cannot_match(rng, random_widths) -> None:
     assert [(part.size, part.gene) for part in layers["head"].inputs.parts] == [(12, 1), (8, 2)]
     assert (layers["doubled"].outputs.size, layers["doubled"].outputs.gene) == (16, 0)
     assert not layers["fewer"].outputs.genes  # a grouped convolution with fewer outputs than inputs
+    assert net.unfollowed == ("layer 'fewer' (operation 'fewer') has groups that cannot go one by one",)
     assert not layers["whole"].outputs.genes  # added to a concatenation that is cut elsewhere
     structures = random_widths(net, rng, 4)
     assert net.macs(structures).tolist() == [count_macs(extract(net, widths), 16) for widths in structures]
