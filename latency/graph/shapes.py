@@ -140,7 +140,7 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
 def mixes_channels(node: onnx.NodeProto, axis: int, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether it is a convolution along the channels, which lie on the last `axis` of (N, 1, C), as in ECA's gate."""
     single = node.op_type == "Conv" and shapes.get(node.input[1], ())[:2] == (1, 1)
-    return single and axis == 2 and len(shapes[node.output[0]]) == 3
+    return single and axis == 2 and len(shapes.get(node.output[0], ())) == 3
 
 
 def in_groups(before: Sequence[int], after: Sequence[int]) -> bool:
