@@ -22,7 +22,7 @@ def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:
 
 
 def test_build_lut_measures_resumes_and_validates(workplace) -> None:
-    options = ["--network", "tinynet:wide", "--input-size", "24", "--num-classes", "10"]
+    options = ["--network", "tinynet:wide", "--input-size", "24"]
     first = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
     assert re.search(r"tinynet:wide: 1\d\d structures measured", first.stdout)
     again = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
@@ -143,7 +143,7 @@ def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
 @pytest.mark.slow
 def test_a_device_shows_all_its_evidence_and_is_not_measured_twice(workplace) -> None:
     options = ["--device", "ort", "--network", "tinynet:wide", "--batch", "1", "--input-size", "24", "--samples", "8"]
-    check = [str(ROOT / "tools/check_device.py"), *options, "--lut", "checked", "--out", "evidence"]
+    check = [str(ROOT / "tools/check_device.py"), *options, "--lut", "tables", "--out", "evidence"]  # measured above
     first, second = command(check, workplace), command(check, workplace)
     assert "| tinynet:wide, batch 1, 24x24, fp32 |" in first.stdout
     assert first.stdout == second.stdout
@@ -151,7 +151,7 @@ def test_a_device_shows_all_its_evidence_and_is_not_measured_twice(workplace) ->
     (checked,) = json.loads(file.read_text())["networks"].values()
     assert checked["clocks"]["own_ms"] > 0
     assert len(checked["rows"]) == 8
-    assert list((workplace / "checked").glob("ort-fp32-*/table.parquet"))
+    assert list((workplace / "tables").glob("ort-fp32-*/table.parquet"))
 
 
 def test_onnx_files_are_measured_without_torch(workplace) -> None:
