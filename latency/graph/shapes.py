@@ -115,9 +115,7 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
             continue
         axis = next((axes[name] for name in node.input if name in axes), 1)
         attributes = attributes_of(node)
-        if mixes_channels(node, axis, shapes):
-            pass
-        elif node.op_type in OF_IMAGES:
+        if node.op_type in OF_IMAGES and not mixes_channels(node, axis, shapes):
             axis = axes[node.input[0]] = 1
         elif node.op_type == "MatMul" and node.input[1] in weights:
             axis = axes[node.input[0]] = len(shapes.get(node.output[0], (0, 0))) - 1

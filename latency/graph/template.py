@@ -116,8 +116,9 @@ class Template:
         _compute_weights(model)
         _add_missing_biases(model.graph)
         _unshare_weights(model.graph)
-        places = channel_axes(model.graph, static_shapes(model))
-        self.channels, self._sliced = _annotate(model, name, input_shape[1], tensors, places)
+        shapes = static_shapes(model)
+        places = channel_axes(model.graph, shapes)
+        self.channels, self._sliced = _annotate(model.graph, name, input_shape[1], tensors, shapes, places)
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
         self._counting = {name: one for name, one in _counting(model.graph, self.channels).items() if one[0].genes}
@@ -205,14 +206,19 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
 
 
 def _annotate(
-    model: onnx.ModelProto, name: str, image_channels: int, tensors: Tensors, places: Mapping[str, int]
+    graph: onnx.GraphProto,
+    name: str,
+    image_channels: int,
+    tensors: Tensors,
+    shapes: Mapping[str, tuple[int, ...]],
+    places: Mapping[str, int],
 ) -> tuple[dict[str, AnyAxis], dict[str, tuple[AnyAxis, ...]]]:
     """Channel axes of all values, axes of all initializers that widths change; follows the graph in order.
 
     Args:
-        places: which axis of each value these are.
+        shapes, places: of each value, and which of its axes these are.
     """
-    graph, shapes, numbers = model.graph, static_shapes(model), whole_numbers(model.graph)
+    numbers = whole_numbers(graph)
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     channels: dict[str, AnyAxis] = {graph.input[0].name: Axis(image_channels)}
     sliced: dict[str, tuple[AnyAxis, ...]] = {}

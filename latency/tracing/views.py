@@ -36,7 +36,8 @@ def shuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
         grouped = node.graph.call_function(torch.unflatten, (walk.source(node), 1, (groups, -1)))
         turned = node.graph.call_function(torch.transpose, (grouped, 1, 2))
     part = equal_share(walk, node, grouped, groups, 1)
-    node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (turned, 1, 2), {}
+    node.replace_input_with(walk.source(node), turned)
+    rewrite(node, torch.flatten, 1, 2)
     return Channels(repeated(part.flows, groups))
 
 
@@ -71,8 +72,8 @@ def _no_row(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
     with node.graph.inserting_before(node):
         flat = node.graph.call_function(torch.squeeze, (walk.source(node), 1))
     flows = walk.input(node).flows
-    node.op, node.target, node.kwargs = "call_function", operator.getitem, {}
-    node.args = (flat, (slice(None), slice(None), *[None] * (len(after) - 2)))
+    node.replace_input_with(walk.source(node), flat)
+    rewrite(node, operator.getitem, (slice(None), slice(None), *[None] * (len(after) - 2)))
     return Channels(flows)
 
 
