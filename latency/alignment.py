@@ -18,7 +18,7 @@ from latency.errors import TableError
 from latency.graph.network import Network
 from latency.measuring.fingerprint import slug
 from latency.measuring.measurement import Protocol
-from latency.measuring.table import write_beside
+from latency.measuring.table import make_folder, write_beside
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 WIDTHS = (96, 97, 98, 100, 104, 108, 112, 115, 118, 120, 124, 127, 128, 129, 132, 134, 136, 140, 144, 147, 150, 152, 156, 160)
@@ -40,6 +40,7 @@ def alignment_of(device: Device, root: Path) -> int:
     file = root / slug(device.fingerprint()) / "alignment.json"
     if file.exists():
         return _read(file)
+    make_folder(file.parent)
     overheads = probe(device)
     alignment = proposed(overheads)
     write_beside(file, (json.dumps({"alignment": alignment, "overheads": overheads}, indent=2) + "\n").encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,21 @@ from torch import nn
 
 import latency
 from pruning.data import Dataset, load_data
+from pruning.networks import load
 
 sys.path.insert(0, str(Path(__file__).parent))  # for lawful and tinynet
 
 torch.set_num_threads(1)  # tests run in two processes: threads beyond the cores wait for each other, spinning
 settings.register_profile("patient", deadline=None)  # machines are shared: slow is not wrong
 settings.load_profile("patient")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of one file run in one process, which makes its fixtures once; and all tests of `traced` networks do."""
+    for item in items:
+        shares = "traced" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("traced" if shares else str(item.path)))
 
 
 @pytest.fixture
@@ -55,6 +65,19 @@ def tiny_module() -> nn.Module:
 @pytest.fixture(scope="session")
 def tiny_network(tiny_module: nn.Module) -> latency.Network:
     return latency.trace(tiny_module, (1, 3, 16, 16), align=4, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def traced(awake) -> Callable[[str], latency.Network]:
+    """A network by its name, awake, for images of 64 pixels, any width a choice; traced and exported once for all tests."""
+
+    @functools.cache
+    def trace(name: str) -> latency.Network:
+        shape = (1, 3, 64, 64)
+        torch.manual_seed(0)
+        return latency.trace(awake(load(name, num_classes=10), shape), shape, align=1, name=name)
+
+    return trace
 
 
 @pytest.fixture(scope="session")

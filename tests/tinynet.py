@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.densenet import DenseNet
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -116,6 +118,19 @@ def tiny_convnext(num_classes: int = 10) -> nn.Module:
         if name.endswith("layer_scale"):
             nn.init.uniform_(parameter, 0.5, 1.5)
     return module
+
+
+def small_densenet(num_classes: int = 10) -> nn.Module:
+    """Concatenations of all that went before, and two transitions."""
+    return DenseNet(growth_rate=8, block_config=(3, 3, 2), num_init_features=16, bn_size=2, num_classes=num_classes)
+
+
+def small_swin(num_classes: int = 10) -> nn.Module:
+    """Attention in shifted windows: only the insides of perceptrons are pruned."""
+    return SwinTransformer(
+        [4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=num_classes, block=SwinTransformerBlockV2,
+        downsample_layer=PatchMergingV2,
+    )  # fmt: skip
 
 
 class Halves(nn.Module):

@@ -7,11 +7,12 @@ into place, so a killed build loses at most the structures in flight; `compact` 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -212,10 +213,26 @@ def write_beside(file: Path, content: bytes) -> None:
     Raises:
         TableError: the folder cannot be written.
     """
-    try:
+    with _writing(file.parent):
         write_whole(file, content)
+
+
+def make_folder(folder: Path) -> None:
+    """Of a table: before long measurements, whose results could not be kept.
+
+    Raises:
+        TableError: it cannot be made.
+    """
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise TableError(f"cannot write the table at '{file.parent}': {error.strerror}. Choose another --out.") from error
+        raise TableError(f"cannot write the table at '{folder}': {error.strerror}. Choose another --out.") from error
 
 
 def find_table(device: str, root: str | os.PathLike[str], fingerprint: Fingerprint | None = None) -> LatencyTable:

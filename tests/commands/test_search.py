@@ -21,6 +21,7 @@ TINY = [
     "--pruningnet-epochs", "3", "--epochs", "4", "--train-batch", "32", "--quiet",
 ]  # fmt: skip
 SEARCH = ["-m", "search.run", "--latency", "60%", *TINY]
+ONE_EPOCH = ["--epochs", "1"]  # of final training, where it does not matter how good the networks get
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,9 @@ def test_the_report_and_the_log(finished) -> None:
 
 
 def test_a_front_of_networks(workplace) -> None:
-    done = command(["-m", "search.run", "--pareto", *TINY, "--out", "runs/front"], workplace)
+    done = command(
+        ["-m", "search.run", "--pareto", *TINY, *ONE_EPOCH, "--pruningnet-epochs", "1", "--out", "runs/front"], workplace
+    )
     folder = workplace / "runs" / "front"
     rows = json.loads((folder / "result.json").read_text())["networks"]
     assert [row["label"] for row in rows] == ["unpruned", *(f"front-{number}" for number in range(1, len(rows)))]
@@ -148,7 +151,7 @@ def test_a_second_run_uses_the_table_and_the_pruningnet_and_gives_the_same_searc
 def test_a_device_elsewhere_is_searched_for_by_its_table(front: bool, finished, workplace) -> None:
     (table,) = (workplace / "lut_data").glob("ort-*")
     out = workplace / f"runs/elsewhere-{front}"
-    done = command([*SEARCH, "--device", table.name, "--out", str(out), *["--pareto"] * front], workplace)
+    done = command([*SEARCH, *ONE_EPOCH, "--device", table.name, "--out", str(out), *["--pareto"] * front], workplace)
     assert "is elsewhere: nothing is measured" in done.stdout
     result = json.loads((out / "result.json").read_text())
     unpruned, last = result["networks"][0], result["networks"][-1]
@@ -169,12 +172,12 @@ def test_interrupted_anywhere_a_run_goes_on_to_its_result(stop: signal.Signals, 
     (workplace / name).mkdir()
     shutil.copy(first / "unpruned.json", workplace / name)  # the same measured budget, so the same search
     for seconds in (2.0, 4.0, 6.0, 8.0):
-        done = Launched([*SEARCH, "--out", name, "--resume"], workplace).stopped(stop, seconds)
+        done = Launched([*SEARCH, *ONE_EPOCH, "--out", name, "--resume"], workplace).stopped(stop, seconds)
         if done.returncode == 0:
             break
         assert done.returncode == (130 if stop == signal.SIGINT else -stop), done.stderr
         assert "Traceback" not in done.stderr
-    command([*SEARCH, "--out", name, "--resume"], workplace)
+    command([*SEARCH, *ONE_EPOCH, "--out", name, "--resume"], workplace)
     journals = [candidates(workplace / name), candidates(first)]
     assert journals[0] == journals[1]
     assert len(set(journals[0])) == 18
@@ -191,13 +194,15 @@ def candidates(folder: Path) -> list[tuple[tuple[int, ...], float]]:
 
 
 def test_a_budget_that_does_not_bind_is_said_and_searched_all_the_same(workplace) -> None:
-    done = command(["-m", "search.run", "--latency", "15ms", *TINY, "--out", "runs/loose"], workplace)
+    least = [*ONE_EPOCH, "--pruningnet-epochs", "1", "--generations", "1"]
+    done = command(["-m", "search.run", "--latency", "15ms", *TINY, *least, "--out", "runs/loose"], workplace)
     assert "does not bind" in done.stdout
     assert (workplace / "runs" / "loose" / "result.json").exists()
 
 
 def test_budgets_in_macs_and_parameters_and_a_network_without_bn(workplace) -> None:
     options = [{"tinynet:wide": "tinynet:plain"}.get(option, option) for option in TINY]
+    options += [*ONE_EPOCH, "--pruningnet-epochs", "1"]
     done = command(["-m", "search.run", "--macs", "60%", "--params", "45K", *options, "--out", "runs/macs"], workplace)
     winner = json.loads((workplace / "runs" / "macs" / "result.json").read_text())["networks"][2]
     assert winner["params"] <= 45_000

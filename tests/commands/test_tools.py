@@ -24,7 +24,7 @@ def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:
 def test_build_lut_measures_resumes_and_validates(workplace) -> None:
     options = ["--network", "tinynet:wide", "--input-size", "24"]
     first = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
-    assert re.search(r"tinynet:wide: 1\d\d structures measured", first.stdout)
+    assert re.search(r"tinynet:wide: \d\d structures measured", first.stdout)
     again = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
     assert "tinynet:wide: 0 structures measured" in again.stdout
     full = command(
@@ -38,7 +38,7 @@ def test_build_lut_measures_resumes_and_validates(workplace) -> None:
             "--lut",
             "tables",
             "--samples",
-            "8",
+            "4",
             "--pairs",
             "3",
             "--json",
@@ -48,7 +48,7 @@ def test_build_lut_measures_resumes_and_validates(workplace) -> None:
     )
     written = json.loads((workplace / "v.json").read_text())
     assert f"mape {written['figures']['structures']['predictor']['mape']:.3f}" in validated.stdout
-    assert len(written["rows"]) == len({tuple(row["widths"]) for row in written["rows"]}) == 8
+    assert len(written["rows"]) == len({tuple(row["widths"]) for row in written["rows"]}) == 4
     assert len(written["differences"]) == 3
     assert not (workplace / "v.part").exists()  # what is kept until the file is whole
     adaptive = command(

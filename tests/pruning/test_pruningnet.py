@@ -23,7 +23,7 @@ def pruningnet(net: latency.Network, generator: str = "full", hidden: int = 2) -
     ("name", "generator"),
     [
         ("tinynet:tiny", "full"), ("tinynet:tiny", "low-rank"), ("tinynet:tiny", "shared"), ("tinynet:mixed", "full"),
-        ("tinynet:mixed", "low-rank"), ("mobilenet_v2", "low-rank"), ("resnet18", "full"), ("vgg11_bn", "shared"),
+        ("tinynet:mixed", "low-rank"), ("mobilenet_v2", "low-rank"), ("resnet18", "full"), ("tinynet:small_densenet", "shared"),
         ("shufflenet_v2_x0_5", "full"), ("mobilenet_v3_small", "shared"), ("tinynet:tiny_convnext", "full"),
         ("tinynet:tiny_convnext", "low-rank"), ("tinynet:tiny_convnext", "shared"), ("tinynet:halves", "full"),
         ("tinynet:halves", "low-rank"), ("tinynet:gates", "full"), ("tinynet:derived", "full"), ("tinynet:derived", "shared"),

@@ -15,10 +15,9 @@ from latency.devices import cuda, trt_engine
 from latency.devices.nvml import GpuMonitor, slowing_reasons
 from latency.devices.trt_engine import EngineBuilder, require_capability, tensorrt_library
 from latency.devices.trt_layers import nodes_behind, nodes_by_layer
-from pruning.networks import load
 
 ADA = "SM89"
-NETWORKS = "mobilenet_v1 mobilenet_v2 mobilenet_v3_large efficientnet_b0 resnet50 densenet121 googlenet".split()
+NETWORKS = "mobilenet_v1 mobilenet_v2 mobilenet_v3_large efficientnet_b0 resnet50 tinynet:small_densenet googlenet".split()
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +26,8 @@ def library():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_is_parsed_and_built_at_several_widths(name: str, library, rng, random_widths) -> None:
-    net = latency.trace(load(name, num_classes=10), (1, 3, 64, 64), align=8)
+def test_every_network_is_parsed_and_built_at_several_widths(name: str, library, traced, rng, random_widths) -> None:
+    net = traced(name)
     builder = EngineBuilder(library, "fp32", capability=ADA)
     for widths in random_widths(net, rng, 2):
         assert len(builder.build(net.onnx(widths))) > net.params(widths)
@@ -47,8 +46,8 @@ def test_tf32_is_off_unless_asked_for(library) -> None:
     assert allowed == {"fp32": False, "tf32": True, "fp16": False, "int8": False}
 
 
-def test_half_precision_halves_the_engine(library) -> None:
-    net = latency.trace(load("resnet18", num_classes=10), (1, 3, 32, 32), align=8)
+def test_half_precision_halves_the_engine(library, traced) -> None:
+    net = traced("resnet18")
     sizes = [len(EngineBuilder(library, one, capability=ADA).build(net.onnx(net.max_widths))) for one in ("fp32", "fp16")]
     assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.1)
 

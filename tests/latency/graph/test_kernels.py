@@ -7,11 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import latency
 from latency.errors import MeasurementError
 from latency.graph.kernels import find_kernels
 from latency.graph.shapes import static_shapes
-from pruning.networks import load
 
 
 def test_kernels_of_the_tiny_network(tiny_network) -> None:
@@ -35,12 +33,12 @@ def test_kernels_of_the_tiny_network(tiny_network) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "mobilenet_v2 resnet18 efficientnet_b0 vgg11_bn densenet121 resnext50_32x4d convnext_tiny shufflenet_v2_x0_5 "
+    "mobilenet_v2 resnet18 efficientnet_b0 tinynet:small_densenet resnext50_32x4d tinynet:tiny_convnext shufflenet_v2_x0_5 "
     "tinynet:gates".split(),
 )
-def test_resized_kernels_are_those_of_the_resized_model(name: str, rng, random_widths) -> None:
+def test_resized_kernels_are_those_of_the_resized_model(name: str, traced, rng, random_widths) -> None:
     """The symbolic view (template kernels with axes) and the concrete one (the structure's own graph) agree."""
-    net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=1)
+    net = traced(name)
     (widths,) = random_widths(net, rng, 1)
     axes = zip(net.template.kernels, net.template.kernel_axes, strict=True)
     symbolic = [replace(one.kernel, cin=cin.length(widths), cout=cout.length(widths)) for one, (cin, cout) in axes]

@@ -8,12 +8,11 @@ import pytest
 import latency
 from latency.graph.kernels import PRODUCTS
 from latency.graph.precision import lowered, require_precision
-from pruning.networks import load
 
 
 @pytest.fixture(scope="module", params=["mobilenet_v2", "tinynet:tiny_convnext", "tinynet:halves"])
 def model(request) -> bytes:
-    net = latency.trace(request.getfixturevalue("awake")(load(request.param, 10), (1, 3, 32, 32)), (1, 3, 32, 32), align=8)
+    net = request.getfixturevalue("traced")(request.param)
     return net.onnx(net.nearest_widths(0.5))
 
 

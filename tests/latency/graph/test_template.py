@@ -10,35 +10,17 @@ import torch
 
 import latency
 from pruning.extract import extract
-from pruning.networks import load
 
-SIZES = {
-    "mobilenet_v1": 32,
-    "mobilenet_v2": 224,
-    "resnet50": 64,
-    "resnet18": 64,
-    "mobilenet_v3_large": 64,
-    "efficientnet_b0": 64,
-    "vgg11_bn": 32,
-    "squeezenet1_1": 64,
-    "densenet121": 32,
-    "googlenet": 64,
-    "regnet_y_400mf": 64,
-    "resnext50_32x4d": 64,
-    "shufflenet_v2_x0_5": 64,
-    "tinynet:tiny_convnext": 32,
-    "tinynet:halves": 32,
-    "tinynet:gates": 32,
-    "tinynet:derived": 32,
-    "tinynet:twice": 32,
-    "swin_v2_t": 64,
-}
+NETWORKS = (
+    "mobilenet_v1 mobilenet_v2 resnet50 resnet18 mobilenet_v3_large efficientnet_b0 squeezenet1_1 tinynet:small_densenet "
+    "googlenet regnet_y_400mf resnext50_32x4d shufflenet_v2_x0_5 tinynet:tiny_convnext tinynet:halves tinynet:gates "
+    "tinynet:derived tinynet:twice tinynet:small_swin"
+).split()
 
 
-@pytest.mark.parametrize(("name", "size"), SIZES.items())
-def test_onnx_equals_the_sliced_module(name: str, size: int, rng, random_widths, awake) -> None:
-    net = latency.trace(awake(load(name, num_classes=10), (1, 3, size, size)), (1, 3, size, size), align=1)
-    compare(net, rng, random_widths)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx_equals_the_sliced_module(name: str, traced, rng, random_widths) -> None:
+    compare(traced(name), rng, random_widths)
 
 
 def test_onnx_of_a_batch_and_of_a_flattened_network(tiny_module, rng, random_widths, awake) -> None:

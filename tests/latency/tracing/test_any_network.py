@@ -319,7 +319,7 @@ def composed(steps: list[tuple[type[Step], tuple[int, ...]]]) -> nn.Sequential:
     return module.eval()
 
 
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEPS, min_size=1, max_size=6), seed=st.integers(0, 99))
 def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) -> None:
     torch.manual_seed(seed)

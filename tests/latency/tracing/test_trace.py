@@ -38,7 +38,7 @@ def test_genes_of_known_networks(name: str, size: int) -> None:
     assert not net.layers[-1].outputs.genes
 
 
-@pytest.mark.parametrize("name", GENES)
+@pytest.mark.parametrize("name", [*(name for name in GENES if name != "densenet121"), "tinynet:small_densenet"])
 def test_costs_equal_a_count_over_the_sliced_module(name: str, rng, random_widths) -> None:
     net = latency.trace(load(name, num_classes=10), (1, 3, 64, 64), align=1)
     structures = random_widths(net, rng, 2)
