@@ -25,14 +25,6 @@ settings.register_profile("patient", deadline=None)  # machines are shared: slow
 settings.load_profile("patient")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of one file run in one process, which makes its fixtures once; and all tests of `traced` networks do."""
-    for item in items:
-        shares = "traced" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("traced" if shares else str(item.path)))
-
-
 @pytest.fixture
 def exactly(monkeypatch) -> None:
     """Full precision, so that all differences are roundings."""

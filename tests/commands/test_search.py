@@ -26,14 +26,8 @@ ONE_EPOCH = ["--epochs", "1"]  # of final training, where it does not matter how
 
 @pytest.fixture(scope="module")
 def finished(workplace) -> tuple[Path, str]:
-    """A run and what it printed; in a Python of its own, as a user starts it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *SEARCH, "--out", "runs/first"], cwd=workplace, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return workplace / "runs" / "first", done.stdout
+    """A run and what it printed."""
+    return workplace / "runs" / "first", command([*SEARCH, "--out", "runs/first"], workplace).stdout
 
 
 def test_the_main_job(finished) -> None:
@@ -55,6 +49,23 @@ def test_the_main_job(finished) -> None:
         assert f"{row['test_accuracy']:.2%}" in printed
     (losses,) = re.findall(r"loss by PruningNet: (\S+), of the uniform structure (\S+)", printed)
     assert float(losses[0]) <= float(losses[1])
+
+
+def test_a_finished_run_is_told_again_in_a_fresh_python(finished, workplace) -> None:
+    """Not forked from one that has loaded everything: as a user starts it."""
+    shutil.copytree(finished[0], workplace / "runs" / "again")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    again = [sys.executable, *SEARCH, "--out", "runs/again", "--resume"]
+    done = subprocess.run(again, cwd=workplace, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [
+        [
+            (row["label"], row["widths"], row["measured_ms"], row["test_accuracy"])
+            for row in json.loads(file.read_text())["networks"]
+        ]
+        for file in (workplace / "runs" / name / "result.json" for name in ("first", "again"))
+    ]
+    assert rows[0] == rows[1]
 
 
 def test_the_exported_network_stands_on_its_own(finished) -> None:
