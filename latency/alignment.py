@@ -26,7 +26,8 @@ TOLERANCE = 0.05
 """An alignment is proposed when neither its own multiples nor any coarser cost more than this beyond the curve."""
 
 PROBES = 5
-"""How often the probe is repeated at most, where measurements are disturbed and no two in a row propose the same."""
+"""How often the probe is repeated at most, where measurements are disturbed, and no two in a row propose the same or the last
+contradicts itself."""
 
 PROTOCOL = Protocol(rounds=12, round_ms=3.0, warmup_ms=5.0, profiled_runs=1)
 
@@ -57,8 +58,8 @@ def _read(file: Path) -> int:
 def probe(device: Device) -> dict[int, float]:
     """For each of MULTIPLES the median overhead (0.1 = 10 % slower) of widths that are multiples of it and no larger one.
 
-    Unless nothing disturbed it, the probe is repeated until two in a row propose the same; noise only adds, so the fastest
-    time of every width counts.
+    Unless nothing disturbed it, the probe is repeated until two in a row propose the same, and fast multiples of 8, say, are
+    fast too where they are multiples of 16; noise only adds, so the fastest time of every width counts.
     """
     network = _network()
     models = [network.onnx([width] * len(network.genes)) for width in WIDTHS]
@@ -69,7 +70,8 @@ def probe(device: Device) -> dict[int, float]:
         ms = np.minimum(ms, [one.latency_ms for one in measured])
         overheads = _overheads(ms)
         proposals.append(proposed(overheads))
-        if all(one.stable for one in measured) or proposals[-2:] == 2 * proposals[-1:]:
+        agreed = proposals[-2:] == 2 * proposals[-1:] and not _contradictory(overheads)
+        if agreed or all(one.stable for one in measured):
             break
     return overheads
 
@@ -88,6 +90,11 @@ def proposed(overheads: Mapping[int, float]) -> int:
     """The finest multiple from which on nothing costs more than TOLERANCE."""
     slow = [multiple for multiple, overhead in overheads.items() if overhead > TOLERANCE]
     return min((multiple for multiple in MULTIPLES if multiple > max(slow, default=0)), default=MULTIPLES[-1])
+
+
+def _contradictory(overheads: Mapping[int, float]) -> bool:
+    """Whether multiples finer than what is proposed are fast: the slow ones between were disturbed."""
+    return any(overhead <= TOLERANCE for multiple, overhead in overheads.items() if multiple < proposed(overheads))
 
 
 def _network() -> Network:

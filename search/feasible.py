@@ -296,13 +296,18 @@ class FeasibleSet:
                 return None
             indices = steps[np.where(usable, gain, np.inf).argmin()]
 
+    @property
+    def _in_multiples(self) -> str:
+        align = self.network.align
+        return f" with widths in multiples of {align} (a smaller --align allows others)" if align > 1 else ""
+
     def _why_empty(self, starts: Sequence[np.ndarray]) -> str:
         for constraint in self.constraints:
             least = float(constraint.cost.at(constraint.cost.argmin()[None])[0])
             if least > constraint.high:
                 return (
                     f"no structure of {self.network.name} fits {constraint.quantity} {constraint.shown(constraint.high)}: "
-                    f"the smallest reachable is {constraint.shown(least)}."
+                    f"the smallest reachable is {constraint.shown(least)}{self._in_multiples}."
                 )
             most = -float(constraint.cost.scaled(-1.0).at(constraint.cost.scaled(-1.0).argmin()[None])[0])
             if most < constraint.low:
