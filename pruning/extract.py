@@ -99,10 +99,11 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
         return nn.Linear(inputs, outputs, module.bias is not None)
     if isinstance(module, nn.PReLU):
         return nn.PReLU(*network.kept_shape(f"{name}.weight", widths))
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d):
         kept = (network.kept_shape(tensor, widths)[0] for tensor in network.tensors if tensor.rpartition(".")[0] == name)
         channels = next(kept, module.num_features)
-        return type(module)(channels, module.eps, module.momentum, module.affine, module.track_running_stats)
+        norm: Any = type(module)
+        return norm(channels, module.eps, module.momentum, module.affine, module.track_running_stats)
     if isinstance(module, nn.GroupNorm) and f"{name}.weight" in network.tensors:
         (channels,) = network.kept_shape(f"{name}.weight", widths)
         return nn.GroupNorm(max(1, module.num_groups * channels // module.num_channels), channels, module.eps)

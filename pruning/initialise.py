@@ -17,7 +17,7 @@ def initialise(module: nn.Module, seed: int) -> None:
             nn.init.normal_(layer.weight, std=he_deviation(layer.weight), generator=generator)
         elif isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features), generator=generator)
-        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d | nn.LayerNorm | nn.GroupNorm):
             layer.reset_parameters()
             continue
         else:

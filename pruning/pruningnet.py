@@ -189,6 +189,8 @@ class _Structure(fx.Interpreter):
             return F.prelu(args[0], weight)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return F.batch_norm(args[0], None, None, weight, bias, training=True, eps=module.eps)
+        if isinstance(module, nn.InstanceNorm2d) and weight is not None:
+            return F.instance_norm(args[0], weight=weight, bias=bias, eps=module.eps)
         if isinstance(module, nn.GroupNorm):
             groups = max(1, module.num_groups * args[0].shape[1] // module.num_channels)
             return F.group_norm(args[0], groups, weight, bias, module.eps)

@@ -107,7 +107,7 @@ def awake() -> Callable[[nn.Module, tuple[int, ...]], nn.Module]:
         for layer in module.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = None
-            if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm):
+            if isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d | nn.LayerNorm):
                 nn.init.uniform_(layer.weight, 0.5, 1.5, generator=generator)
                 nn.init.normal_(layer.bias, std=0.3, generator=generator)
             elif isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:

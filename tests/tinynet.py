@@ -210,6 +210,16 @@ class NormAct(nn.BatchNorm2d):
         return self.act(F.batch_norm(x, *own, self.training, momentum, self.eps))
 
 
+class InstanceNormAct(nn.InstanceNorm2d):
+    """An instance norm and an activation in one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps).relu()
+
+
 class PaddedConv(nn.Conv2d):
     """Pads as TensorFlow does: as much as this input needs, half a pixel more on the right."""
 
@@ -250,9 +260,9 @@ class Derived(nn.Module):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.stem = nn.Sequential(PaddedConv(3, 16, 3, 2, bias=False), NormAct(16))
+        self.stem = nn.Sequential(PaddedConv(3, 16, 3, 2, bias=False), NormAct(16), nn.InstanceNorm2d(16, affine=True))
         self.depthwise = nn.Sequential(PaddedConv(16, 16, 5, 2, groups=16, bias=False), NormAct(16))
-        self.wide, self.scaled = nn.Sequential(nn.Conv2d(16, 24, 1, bias=False), NormAct(24)), Scaled(24)
+        self.wide, self.scaled = nn.Sequential(nn.Conv2d(16, 24, 1, bias=False), InstanceNormAct(24)), Scaled(24)
         self.classifier = nn.Linear(24, num_classes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

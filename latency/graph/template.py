@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, tuple[AnyAxis, ...]]
 
 OPSET = 20
-NORMS = frozenset({"BatchNormalization", "LayerNormalization"})
+NORMS = frozenset({"BatchNormalization", "LayerNormalization", "InstanceNormalization"})
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "PRelu"})
-COUNTING = frozenset({"Resize", "Reshape", "InstanceNormalization"})
+COUNTING = frozenset({"Resize", "Reshape"})
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata entry in which torch's export says from which module, and from which inside it, a node comes."""
 
@@ -218,7 +218,7 @@ def _annotate(
     Args:
         shapes, places: of each value, and which of its axes these are.
     """
-    numbers = whole_numbers(graph)
+    numbers, of_groups = whole_numbers(graph), {one.norm.output[0] for one in group_norms(graph)}
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     channels: dict[str, AnyAxis] = {graph.input[0].name: Axis(image_channels)}
     sliced: dict[str, tuple[AnyAxis, ...]] = {}
@@ -246,7 +246,7 @@ def _annotate(
             place = places[node.output[0]] - len(shapes[node.output[0]])  # counted from the last axis on: these broadcast
             wide = [name for name in node.input if -place <= len(dims.get(name, ())) and dims[name][place] == axis.size]
             sliced.update({name: _at(place, axis, dims[name]) for name in wide})
-        elif node.op_type in NORMS:
+        elif node.op_type in NORMS and node.output[0] not in of_groups:
             sliced.update(dict.fromkeys(node.input[1:], (axis,)))
         elif node.op_type in ("Reshape", "Flatten"):
             axis = _reshaped(axis, shapes[node.output[0]][places[node.output[0]]])

@@ -105,6 +105,11 @@ def _groupnorm(tensors: Tensors, rank: int, num_groups: int, **settings: Any) ->
     return nn.GroupNorm(num_groups, len(tensors["weight"]), **settings) if both else None
 
 
+def _instancenorm(tensors: Tensors, rank: int, use_input_stats: bool = True, **settings: Any) -> nn.Module | None:
+    both = tensors.keys() == {"weight", "bias"} and use_input_stats and rank == 4
+    return nn.InstanceNorm2d(len(tensors["weight"]), affine=True, **settings) if both else None
+
+
 def _prelu(tensors: Tensors, rank: int) -> nn.Module | None:
     return nn.PReLU(len(tensors["weight"]))
 
@@ -119,5 +124,9 @@ _FUNCTIONS: dict[Any, _Function] = {
     ),
     F.layer_norm: _Function(("normalized_shape", "weight", "bias", "eps"), _AFFINE, _layernorm),
     F.group_norm: _Function(("num_groups", "weight", "bias", "eps"), _AFFINE, _groupnorm),
+    F.instance_norm: _Function(
+        ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
+        _AFFINE | {"running_mean", "running_var"}, _instancenorm,
+    ),
     F.prelu: _Function(("weight",), _AFFINE, _prelu),
 }  # fmt: skip

@@ -103,6 +103,15 @@ def groupnorm(walk: Walk, node: fx.Node, layer: nn.GroupNorm) -> Channels:
     return Channels(flows)
 
 
+def instancenorm(walk: Walk, node: fx.Node, layer: nn.InstanceNorm2d) -> Channels:
+    """Weights and biases, one for each channel."""
+    if layer.track_running_stats or not layer.affine:
+        raise Unfollowed(f"is a InstanceNorm2d {'with statistics' if layer.track_running_stats else 'without parameters'}")
+    flows = walk.input_on(node, 1)
+    _affine(walk, node, layer, flows)
+    return Channels(flows)
+
+
 def _affine(walk: Walk, node: fx.Node, layer: nn.Module, flows: Flows) -> None:
     """A norm's parameters, one for each channel; where it has none, nothing would say what is left of the channels."""
     parameters = dict(layer.named_parameters(recurse=False))

@@ -27,6 +27,7 @@ OF_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Rule], ..
     (nn.BatchNorm1d, layers.batchnorm),
     (nn.LayerNorm, layers.layernorm),
     (nn.GroupNorm, layers.groupnorm),
+    (nn.InstanceNorm2d, layers.instancenorm),
     (nn.PReLU, layers.prelu),
     (nn.Flatten, views.reshape),
     (nn.ChannelShuffle, views.shuffle),

@@ -30,8 +30,8 @@ def pruningnet(net: latency.Network, generator: str = "full", hidden: int = 2) -
         ("tinynet:twice", "full"),
     ],
 )  # fmt: skip
-def test_the_generated_network_is_the_extracted_structure(name: str, generator: str, rng, random_widths) -> None:
-    net = latency.trace(load(name, num_classes=10), (1, 3, 32, 32))
+def test_the_generated_network_is_the_extracted_structure(name: str, generator: str, awake, rng, random_widths) -> None:
+    net = latency.trace(awake(load(name, num_classes=10), (1, 3, 32, 32)), (1, 3, 32, 32))
     supernet = pruningnet(net, generator).double().eval()  # eval: dropout off; BN uses the batch all the same
     images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
     for widths in random_widths(net, rng, 2):

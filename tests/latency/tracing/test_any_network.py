@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from tinynet import NormAct, PaddedConv, Scaled, Standardised
+from tinynet import InstanceNormAct, NormAct, PaddedConv, Scaled, Standardised
 from torch import Tensor, nn
 
 import latency
@@ -59,7 +59,7 @@ class GroupNormed(Step):
     def __init__(self, channels: int, how: int) -> None:
         super().__init__(channels)
         groups = (1, channels, channels // 2 if channels % 2 == 0 else 1)[how % 3]
-        self.norm = nn.GroupNorm(groups, channels, affine=how < 3)
+        self.norm = nn.GroupNorm(groups, channels, affine=how < 3) if how < 5 else nn.InstanceNorm2d(channels, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x)
@@ -253,7 +253,7 @@ class Kept(Step):
         super().__init__(channels)
         self.before, self.after, self.how = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1), how
         kinds = (
-            lambda: nn.GroupNorm(2, 4), lambda: nn.InstanceNorm2d(4, affine=True), lambda: nn.LayerNorm((4, 8, 8)),
+            lambda: nn.GroupNorm(2, 4), lambda: nn.InstanceNorm2d(4), lambda: nn.LayerNorm((4, 8, 8)),
             lambda: nn.ConvTranspose2d(4, 4, 3, padding=1), lambda: nn.Linear(8, 8),
             lambda: nn.MultiheadAttention(4, 2, batch_first=True),
         )  # fmt: skip
@@ -274,7 +274,7 @@ class Own(Step):
     def __init__(self, channels: int, how: int) -> None:
         super().__init__(channels)
         kinds = (
-            NormAct, Scaled, lambda channels: PaddedConv(channels, channels, 3, groups=channels), Standardised,
+            NormAct, Scaled, lambda channels: PaddedConv(channels, channels, 3, groups=channels), Standardised, InstanceNormAct,
         )  # fmt: skip
         self.layer = kinds[how](channels)
 
@@ -300,7 +300,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Halved), st.tuples(few, choice)),
     st.tuples(st.just(Parted), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Kept), st.tuples(choice)),
-    st.tuples(st.just(Own), st.tuples(st.integers(0, 3))),
+    st.tuples(st.just(Own), st.tuples(st.integers(0, 4))),
 )
 
 
@@ -311,7 +311,7 @@ def composed(steps: list[tuple[type[Step], tuple[int, ...]]]) -> nn.Sequential:
         layers.append(kind(layers[-1].channels, *arguments))
     module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(layers[-1].channels, 5))
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm | nn.PReLU):
+        if isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d | nn.LayerNorm | nn.GroupNorm | nn.PReLU):
             for tensor in layer.parameters():
                 nn.init.uniform_(tensor, 0.5, 1.5)
         if isinstance(layer, nn.BatchNorm2d):
