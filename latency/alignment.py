@@ -94,7 +94,8 @@ def proposed(overheads: Mapping[int, float]) -> int:
 
 def _contradictory(overheads: Mapping[int, float]) -> bool:
     """Whether multiples finer than what is proposed are fast: the slow ones between were disturbed."""
-    return any(overhead <= TOLERANCE for multiple, overhead in overheads.items() if multiple < proposed(overheads))
+    finest = proposed(overheads)
+    return any(overhead <= TOLERANCE for multiple, overhead in overheads.items() if multiple < finest)
 
 
 def _network() -> Network:

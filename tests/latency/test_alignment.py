@@ -83,6 +83,14 @@ def test_the_result_is_kept_beside_the_table(lawful_type, tmp_path, monkeypatch)
     assert alignment_of(device, tmp_path) == 8
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_measured(lawful_type, tmp_path, monkeypatch) -> None:
+    device = lawful_type()
+    monkeypatch.setattr(device, "measure_all", lambda *args: pytest.fail("measured first"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(latency.TableError, match="cannot write"):
+        alignment_of(device, tmp_path / "file")
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[8]", '{"alignment": "fast"}'])
 def test_a_spoilt_file_is_a_clear_error(content: str, lawful, tmp_path) -> None:
     alignment_of(lawful, tmp_path)
