@@ -58,6 +58,7 @@ def test_a_finished_run_is_told_again_in_a_fresh_python(finished, workplace) -> 
     again = [sys.executable, *SEARCH, "--out", "runs/again", "--resume"]
     done = subprocess.run(again, cwd=workplace, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
     rows = [
         [
             (row["label"], row["widths"], row["measured_ms"], row["test_accuracy"])
