@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from latency.graph.fold import fold_batch_norms
 from latency.graph.network import Network
 
 ADDED = "_added_bn"
@@ -79,15 +79,7 @@ def folded(structure: nn.Module) -> nn.Module:
     """`structure` without the BN that was added: each in the convolution before it, which gets a bias where it had none."""
     if not isinstance(structure, fx.GraphModule) or not any(_added(structure)):
         return structure
-    structure = copy.deepcopy(structure).eval()
-    for node, bn in list(_added(structure)):
-        (convolution,) = node.all_input_nodes
-        structure.set_submodule(str(convolution.target), fuse_conv_bn_eval(_module(structure, convolution), bn))
-        node.replace_all_uses_with(convolution)
-        structure.graph.erase_node(node)
-    structure.delete_all_unused_submodules()
-    structure.recompile()
-    return structure
+    return fold_batch_norms(structure)
 
 
 def _has_norms(network: Network) -> bool:

@@ -48,14 +48,18 @@ SIGNATURE_KEY = "milliprune_signature"
 def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
     """Export `module` in eval mode, BN folded, parameters keeping their names.
 
-    It is exported from contiguous memory: weights that lie channels last leave layout operations in the graph.
+    BN is folded before, which saves the export nearly half its time, and by it where it still finds some. It is exported from
+    contiguous memory: weights that lie channels last leave layout operations in the graph.
 
     Raises:
         TraceError: PyTorch cannot export it.
     """
     import torch
 
-    module = copy.deepcopy(module).eval().to(memory_format=torch.contiguous_format)
+    from latency.graph.fold import fold_batch_norms
+
+    module = fold_batch_norms(module) if isinstance(module, torch.fx.GraphModule) else copy.deepcopy(module).eval()
+    module = module.to(memory_format=torch.contiguous_format)
     parameter = next(module.parameters(), torch.empty(0))
     image = torch.zeros(input_shape, dtype=parameter.dtype, device=parameter.device)
     logger = logging.getLogger("torch.onnx")
