@@ -83,14 +83,8 @@ class LatencyPredictor:
         kernels = kernels[stable[kernels["structure"]]]
         mine = fitted[kernels["structure"]]
         self._regressor = KernelRegressor(kernels, mine)
-        self._kernels = kernels[mine].reset_index(drop=True)
-        position = np.cumsum(fitted) - 1
-        self._rows = KernelRows(
-            self._kernels["type"].to_numpy(dtype=str),
-            self._regressor.unseen_ms,
-            Kernels.of(self._kernels).terms(),
-            position[self._kernels["structure"].to_numpy()],
-        )
+        self._kernels = kernels[mine]
+        self._structure = (np.cumsum(fitted) - 1)[self._kernels["structure"]]
         self._models: dict[str, LatencyModel] = {}
         self._costs: dict[tuple[str, int], LatencyCost] = {}
 
@@ -275,15 +269,20 @@ class LatencyPredictor:
         return self._models[key]
 
     def _own_model(self, own: np.ndarray) -> LatencyModel:
-        mine = own[self._rows.structure]
-        cin, cout = (self._kernels[name].to_numpy()[mine].reshape(own.sum(), -1) for name in ("cin", "cout"))
-        latency_ms = self._structures["latency_ms"].to_numpy()[own]
-        return LatencyModel.of_network(self._rows.of(own), cin, cout, latency_ms)
+        rows, kernels = self._kernels_of(own)
+        cin, cout = (kernels.columns[name].reshape(own.sum(), -1) for name in ("cin", "cout"))
+        return LatencyModel.of_network(rows, cin, cout, self._structures["latency_ms"].to_numpy()[own])
 
     def _shared_model(self) -> LatencyModel:
         groups = self._structures.groupby("signature", sort=False)
         chosen = (groups.cumcount() < SHARED_STRUCTURES).to_numpy()
-        return LatencyModel.of_others(self._rows.of(chosen), self._structures["latency_ms"].to_numpy()[chosen])
+        return LatencyModel.of_others(self._kernels_of(chosen)[0], self._structures["latency_ms"].to_numpy()[chosen])
+
+    def _kernels_of(self, chosen: np.ndarray) -> tuple[KernelRows, Kernels]:
+        """The kernels of the fitted structures in the mask `chosen`, as they ran."""
+        rows = np.flatnonzero(chosen[self._structure])
+        kernels, structure = Kernels.of(self._kernels.iloc[rows]), (np.cumsum(chosen) - 1)[self._structure[rows]]
+        return KernelRows(kernels.types, self._regressor.unseen_ms(rows), kernels.terms(), structure), kernels
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -57,8 +57,9 @@ class Level:
         self, below: Physics | Level, embed: Callable[[Kernels], np.ndarray], kernels: Kernels, ms: np.ndarray, rows: np.ndarray
     ) -> None:
         self._below, self._embed = below, embed
-        self._chosen = np.random.default_rng(0).permutation(len(ms))[:MOST_ROWS]
-        kernels, ms, rows = kernels.take(self._chosen), ms[self._chosen], rows[self._chosen]
+        chosen = np.random.default_rng(0).permutation(len(ms))[:MOST_ROWS]
+        self._left_out = np.full(len(ms), np.nan)
+        kernels, ms, rows = kernels.take(chosen), ms[chosen], rows[chosen]
         self._points = embed(kernels)
         self._base = below.predict(kernels)
         target = np.log((ms + RESOLUTION_MS) / (self._base + RESOLUTION_MS))
@@ -67,17 +68,17 @@ class Level:
         self._variance = max(float(np.average((target - self._mean) ** 2, weights=certainty)), NOISE**2)
         noise = (NOISE**2 + (1 - certainty) ** 2) / rows
         self._scale, self._posterior = self._conditioned(noise, target - self._mean)
+        self._left_out[chosen] = self._corrected(self._base, self._mean + self._posterior.left_out)
 
     def predict(self, kernels: Kernels) -> np.ndarray:
         """float64[N] milliseconds."""
         return self._corrected(self._below.predict(kernels), self._ratio(kernels))
 
-    def unseen_ms(self, kernels: Kernels) -> np.ndarray:
-        """float64[N] milliseconds of those it was made from, each as if it had not been seen."""
-        result = np.empty(len(kernels.types))
-        result[self._chosen] = self._corrected(self._base, self._mean + self._posterior.left_out)
-        unchosen = np.setdiff1d(np.arange(len(result)), self._chosen)
-        result[unchosen] = self.predict(kernels.take(unchosen))
+    def unseen_ms(self, kernels: Kernels, positions: np.ndarray) -> np.ndarray:
+        """float64[N] milliseconds of `kernels`, at `positions` int[N] of those it was made from, each as if not seen."""
+        result = self._left_out[positions]
+        others = np.flatnonzero(np.isnan(result))  # it was not conditioned on these
+        result[others] = self.predict(kernels.take(others))
         return result
 
     def deviation(self, kernels: Kernels) -> np.ndarray:
@@ -162,15 +163,26 @@ def _is_product(kernel_type: str) -> bool:
     return operation_of(kernel_type) in ("conv", "groupconv", "depthwise", "gemm", "matmul")
 
 
+class _Measured(NamedTuple):
+    """Different kernels, their mean milliseconds, and how many rows each is the mean of."""
+
+    kernels: Kernels
+    ms: np.ndarray
+    rows: np.ndarray
+
+    def take(self, index: np.ndarray) -> _Measured:
+        """Some of them."""
+        return _Measured(self.kernels.take(index), self.ms[index], self.rows[index])
+
+
 class KernelRegressor:
     """All kernels of one table: exact ones that were measured lean on their own rows, the rest is regressed.
+
+    What it knows of a family is fitted when the first of its kernels is asked for.
 
     Args:
         rows: data frame of KERNEL_FIELDS and ms, all that are looked up.
         fitted: bool[rows], those that the regression is fitted to.
-
-    Attributes:
-        unseen_ms: for each fitted row its ms as if that row had not been seen.
     """
 
     GUESS_ROWS = 1000
@@ -184,26 +196,15 @@ class KernelRegressor:
         distinct = pd.DataFrame({"ms": groups.mean(), "rows": groups.count()}).reset_index()
         looked_up = zip(distinct["ms"].tolist(), distinct["rows"].tolist(), strict=True)
         self._measured = dict(zip(_keys(Kernels.of(distinct)), looked_up, strict=True))
-        needed, own = np.unique(groups.ngroup().to_numpy()[fitted], return_inverse=True)
+        needed, self._distinct = np.unique(groups.ngroup().to_numpy()[fitted], return_inverse=True)
+        self._fitted_ms = rows["ms"].to_numpy()[fitted]
         distinct = distinct.iloc[needed]
-        kernels, ms, count = Kernels.of(distinct), distinct["ms"].to_numpy(), distinct["rows"].to_numpy()
-        self._guessed_from = (kernels, ms, count)
-        self._worth: dict[tuple[bool, str], float] = {}
+        self._known = _Measured(Kernels.of(distinct), distinct["ms"].to_numpy(), distinct["rows"].to_numpy())
+        self._of_kind = _groups([_is_product(one) for one in self._known.kernels.types])
+        self._of_family = _groups([family_of(one) for one in self._known.kernels.types])
         self._kinds: dict[bool, Level] = {}
         self._families: dict[str, Level] = {}
-        unseen = np.zeros(len(ms))
-        for product, members in _groups([_is_product(one) for one in kernels.types]).items():
-            mine = kernels.take(members)
-            physics = Physics(mine, ms[members], count[members])
-            self._kinds[product] = Level(physics, _by_operation(mine.types), mine, ms[members], count[members])
-        for family, members in _groups([family_of(one) for one in kernels.types]).items():
-            mine = kernels.take(members)
-            level = Level(self._kinds[_is_product(family)], _by_epilogue(mine.types), mine, ms[members], count[members])
-            self._families[family] = level
-            unseen[members] = level.unseen_ms(mine)
-        others = count[own] - 1
-        sum_of_others = ms[own] * count[own] - rows["ms"].to_numpy()[fitted]
-        self.unseen_ms = (sum_of_others + self.PRIOR_ROWS * unseen[own]) / (others + self.PRIOR_ROWS)
+        self._worth: dict[tuple[bool, str], float] = {}
 
     def covers(self, kernel_type: str) -> bool:
         """Whether its operation has been measured, with whatever window, groups and epilogue."""
@@ -211,7 +212,7 @@ class KernelRegressor:
 
     @cached_property
     def _operations(self) -> frozenset[str]:
-        return frozenset(map(operation_of, self._families))
+        return frozenset(map(operation_of, self._of_family))
 
     def predict(self, kernels: Kernels) -> np.ndarray:
         """float64[N] milliseconds; a guess from other operations of its kind where a family was not measured."""
@@ -222,13 +223,24 @@ class KernelRegressor:
         result: np.ndarray = (ms * rows + self.PRIOR_ROWS * regressed) / (rows + self.PRIOR_ROWS)
         return result
 
+    def unseen_ms(self, rows: np.ndarray) -> np.ndarray:
+        """float64[N] milliseconds of some of the fitted rows, int[N], each as if that row had not been seen."""
+        index, which = np.unique(self._distinct[rows], return_inverse=True)
+        mine, regressed = self._known.take(index), np.zeros(len(index))
+        for family, members in _groups([family_of(one) for one in mine.kernels.types]).items():
+            positions = np.searchsorted(self._of_family[family], index[members])
+            regressed[members] = self._family(family).unseen_ms(mine.kernels.take(members), positions)
+        sum_of_others = (mine.ms * mine.rows)[which] - self._fitted_ms[rows]
+        result: np.ndarray = (sum_of_others + self.PRIOR_ROWS * regressed[which]) / (mine.rows[which] - 1 + self.PRIOR_ROWS)
+        return result
+
     def deviation(self, kernels: Kernels) -> np.ndarray:
         """float64[N]: standard deviations of the logarithms of `predict`."""
         result = np.zeros(len(kernels.types))
         for level, index in self._by_level(kernels):
             result[index] = level.deviation(kernels.take(index))
         for family, index in _groups([family_of(one) for one in kernels.types]).items():
-            if family not in self._families:
+            if family not in self._of_family:
                 result[index] = np.hypot(result[index], self._guess_deviation(family))
         return result
 
@@ -238,7 +250,7 @@ class KernelRegressor:
         That is of the families of its operation, where there are enough of them, else of all operations of its kind.
         """
         operation = operation_of(family)
-        siblings = sum(operation_of(one) == operation for one in self._families)
+        siblings = sum(operation_of(one) == operation for one in self._of_family)
         among = operation if siblings > 2 else ""
         key = (_is_product(family), among)
         if key not in self._worth:
@@ -248,36 +260,50 @@ class KernelRegressor:
     def _left_out(self, product: bool, among: str) -> float:
         """Root mean square error of the logarithm of what each group's kernels cost together, predicted from all others: groups
         are the families of operation `among`, or where it is empty operations."""
-        kernels, ms, count = self._guessed_from
-        mine = np.flatnonzero([_is_product(one) == product for one in kernels.types])
-        mine = np.random.default_rng(0).permutation(mine)[: self.GUESS_ROWS]
+        mine = np.random.default_rng(0).permutation(self._of_kind.get(product, []))[: self.GUESS_ROWS].astype(int)
         group_of = family_of if among else operation_of
-        groups = _groups([group_of(one) if not among or operation_of(one) == among else "" for one in kernels.types[mine]])
+        types = self._known.kernels.types[mine]
+        groups = _groups([group_of(one) if not among or operation_of(one) == among else "" for one in types])
         errors = []
         for left_out in (mine[members] for group, members in groups.items() if group):
-            others = np.setdiff1d(mine, left_out)
-            if not len(others) or not ms[left_out].any():
-                continue
-            known = kernels.take(others)
-            physics = Physics(known, ms[others], count[others])
-            level = Level(physics, _by_operation(known.types), known, ms[others], count[others])
-            errors.append(np.log(level.predict(kernels.take(left_out)).sum() / ms[left_out].sum()))
+            others, truth = np.setdiff1d(mine, left_out), self._known.take(left_out)
+            if len(others) and truth.ms.any():
+                errors.append(np.log(self._from_physics(others).predict(truth.kernels).sum() / truth.ms.sum()))
         return float(np.sqrt(np.mean(np.square(errors)))) if errors else 1.0
 
     def _by_level(self, kernels: Kernels) -> Iterator[tuple[Level, np.ndarray]]:
         for family, index in _groups([family_of(one) for one in kernels.types]).items():
-            yield self._families.get(family, self._kinds.get(_is_product(family))) or next(iter(self._kinds.values())), index
+            yield self._family(family) if family in self._of_family else self._kind(_is_product(family)), index
+
+    def _family(self, family: str) -> Level:
+        if family not in self._families:
+            mine = self._known.take(self._of_family[family])
+            below = self._kind(_is_product(family))
+            self._families[family] = Level(below, _by_epilogue(mine.kernels.types), *mine)
+        return self._families[family]
+
+    def _kind(self, product: bool) -> Level:
+        """Of all products, or of all other operations; where none of these was measured, of those."""
+        product = product if product in self._of_kind else not product
+        if product not in self._kinds:
+            self._kinds[product] = self._from_physics(self._of_kind[product])
+        return self._kinds[product]
+
+    def _from_physics(self, index: np.ndarray) -> Level:
+        """Physics and what corrects it for all operations, both from the known kernels at `index`."""
+        mine = self._known.take(index)
+        return Level(Physics(*mine), _by_operation(mine.kernels.types), *mine)
 
     def source(self, kernel: Kernel) -> str:
         """Where its milliseconds come from: "measured", "regressed" or "guessed"."""
         if astuple(kernel) in self._measured:
             return "measured"
-        return "regressed" if family_of(kernel.type) in self._families else "guessed"
+        return "regressed" if family_of(kernel.type) in self._of_family else "guessed"
 
     @property
     def types(self) -> list[str]:
         """Families that have been measured."""
-        return sorted(self._families)
+        return sorted(self._of_family)
 
 
 def _groups(labels: Sequence[Any]) -> dict[Any, np.ndarray]:

@@ -116,8 +116,20 @@ def test_what_is_said_of_a_kernel_as_if_it_had_not_been_seen_comes_from_the_othe
     spoilt[5] *= 3
     level = Level(Physics(Kernels.of(seen), lawful_ms(seen), count), _sizes, Kernels.of(seen), spoilt, count)
     assert level.predict(Kernels.of(seen))[5] > 1.5 * lawful_ms(seen)[5]
-    unseen = level.unseen_ms(Kernels.of(seen))
+    unseen = level.unseen_ms(Kernels.of(seen), np.arange(len(seen)))
     assert unseen[5] == pytest.approx(lawful_ms(seen)[5], rel=0.3)
+
+
+def test_of_a_few_rows_the_same_is_said_as_of_all(seen) -> None:
+    """Of two families, more of the first than the process is conditioned on, every fifth kernel measured twice."""
+    more = kernels("conv1x1s1", list(range(8, 218)), [28, 14, 7])
+    rows = pd.concat([more, seen, more.iloc[::5]], ignore_index=True)
+    rows = rows.assign(ms=lawful_ms(rows) * np.random.default_rng(0).normal(1, 0.05, len(rows)))
+    fitted = np.arange(len(rows)) % 7 != 0
+    some = np.random.default_rng(1).permutation(fitted.sum())[:40]
+    everything, few = (KernelRegressor(rows, fitted) for _ in range(2))
+    unseen = everything.unseen_ms(np.arange(fitted.sum()))
+    np.testing.assert_allclose(few.unseen_ms(some), unseen[some])
 
 
 def _sizes(kernels: Kernels) -> np.ndarray:
