@@ -300,6 +300,29 @@ def twice(num_classes: int = 10) -> nn.Module:
     return Twice(num_classes)
 
 
+class Widening(nn.Module):
+    """Shortcuts without weights: ResNet's (option A), and PyramidNet's, whose zeros are made in forward()."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8, 3)
+        self.first = nn.Sequential(*conv_bn(8, 12, 3, 2), nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.second = nn.Sequential(*conv_bn(16, 12, 3), nn.Conv2d(12, 24, 3, padding=1), nn.BatchNorm2d(24))
+        self.linear = nn.Linear(24, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(self.first(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), "constant", 0))
+        y = self.second(x)
+        batch, channels, height, width = y.size()
+        y = torch.relu(y + torch.cat([x, torch.zeros(batch, channels - x.size(1), height, width, device=x.device)], 1))
+        return self.linear(y.mean((2, 3)))
+
+
+def widening(num_classes: int = 10) -> nn.Module:
+    return Widening(num_classes)
+
+
 class Deciding(nn.Module):
     """It looks at the image to know what to do: it cannot be traced."""
 

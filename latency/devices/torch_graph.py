@@ -266,6 +266,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Softplus": F.softplus, "Softmax": _softmax, "Erf": torch.erf, "Sqrt": torch.sqrt,
     "Exp": torch.exp, "Pow": torch.pow, "Abs": torch.abs, "Neg": torch.neg,
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Where": torch.where,
+    "Max": torch.maximum, "Min": torch.minimum,
     "Concat": _concat, "Split": _split, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose,
     "Gather": _gather, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Pad": _pad,
     "GatherND": _gathernd, "Identity": _same, "Dropout": _same,

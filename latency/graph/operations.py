@@ -31,17 +31,19 @@ POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
 POOLING_FUNCTIONS: frozenset[Any] = frozenset(
     {
         F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.max_pool1d, F.avg_pool1d,
-        F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.interpolate, F.pad,
+        F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.interpolate,
     }
 )  # fmt: skip
+PADDING_FUNCTIONS: frozenset[Any] = frozenset({F.pad})
 JOINING_FUNCTIONS: frozenset[Any] = frozenset(
     {
         operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-        operator.pow, torch.add, torch.sub, torch.mul, torch.div, torch.pow, "add", "add_", "sub", "sub_", "mul", "mul_",
-        "div", "div_", "pow",
+        operator.pow, torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum, "add", "add_",
+        "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum",
     }
 )  # fmt: skip
 REDUCING_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
+EXTREME_FUNCTIONS: frozenset[Any] = frozenset({torch.max, torch.min, "max", "min"})
 RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 CHUNKING_FUNCTIONS: frozenset[Any] = frozenset({torch.chunk, torch.tensor_split, "chunk", "tensor_split"})
@@ -51,6 +53,12 @@ TRANSPOSING_FUNCTIONS: frozenset[Any] = frozenset({torch.transpose, "transpose"}
 SQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.squeeze, "squeeze"})
 EXPANDING_FUNCTIONS: frozenset[Any] = frozenset({"expand", "expand_as"})
 UNSQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.unsqueeze, "unsqueeze"})
+MAKING_FUNCTIONS: frozenset[Any] = frozenset(
+    {
+        torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn, torch.arange, torch.linspace, torch.eye,
+        "new_zeros", "new_ones", "new_full", "new_empty",
+    }
+)  # fmt: skip
 INDEXING_FUNCTIONS: frozenset[Any] = frozenset({operator.getitem})
 VIEWS = (
     RESHAPING_FUNCTIONS | CHUNKING_FUNCTIONS | SPLITTING_FUNCTIONS | PERMUTING_FUNCTIONS | TRANSPOSING_FUNCTIONS
@@ -83,6 +91,6 @@ def _name(operation: Any) -> str:
 
 
 def _window(node: fx.Node, layer: nn.Module | None) -> Any:
-    if node.target in POOLING_FUNCTIONS:
+    if node.target in POOLING_FUNCTIONS | PADDING_FUNCTIONS:
         return node.args[1:], node.kwargs
     return getattr(layer, "kernel_size", None)

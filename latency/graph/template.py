@@ -258,7 +258,12 @@ def _annotate(
             axis = Axis(shapes[node.output[0]][1])
         elif node.op_type == "Concat":
             along = attributes_of(node)["axis"] % len(shapes[node.output[0]])
-            axis = concatenated(known) if along == places[node.output[0]] else axis
+            parts = [channels[name] if name in channels else Axis(shapes[name][along]) for name in node.input]
+            axis = concatenated(parts) if along == places[node.output[0]] else axis
+        elif node.op_type == "Pad" and node.input[1] in numbers:
+            before, behind = numbers[node.input[1]].reshape(2, -1)[:, places[node.output[0]]]
+            ends = [[Axis(int(size))] if size else [] for size in (before, behind)]
+            axis = concatenated([*ends[0], axis, *ends[1]])
         elif node.op_type == "Split" and shapes[node.output[0]] != shapes[node.input[0]]:
             axis = equal_part(axis, axis.size // shapes[node.output[0]][places[node.output[0]]])
         channels.update(dict.fromkeys(node.output, axis))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from torch import fx
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from latency.errors import TraceError
 from latency.graph import operations
 from latency.tracing.channels import Channels, Flows
-from latency.tracing.moves import maximum
+from latency.tracing.joins import extreme
 from latency.tracing.parts import picks, split
 from latency.tracing.rules import rule_of
-from latency.tracing.symbolic import shape_of
+from latency.tracing.symbolic import number, shape_of
 from latency.tracing.walk import Unfollowed, Walk, lies_along_one_axis
 
-OF_SEVERAL = (split, maximum)
+OF_SEVERAL = (split, extreme)
 """Rules of what gives several tensors at once."""
 
 
@@ -33,6 +35,8 @@ def follow(walk: Walk, node: fx.Node) -> None:
         if not all(_joins(user) for user in node.users):
             walk.unfollowed.append(f"parameter or buffer '{node.target}' is no summand or factor")
             walk.channels[node] = walk.kept_bare(node)
+    elif node.target in operations.MAKING_FUNCTIONS:
+        walk.channels[node] = _made(walk, node)
     elif walk.bare(node) is None:
         try:
             walk.channels[node] = _part(walk, node) or _followed(walk, node)
@@ -44,6 +48,19 @@ def _image(walk: Walk, node: fx.Node) -> None:
     if walk.channels:
         raise TraceError(f"{walk.name}: {walk.owner(node)} is a second input. Trace a module with one image input.")
     walk.channels[node] = walk.fixed(node)
+
+
+def _made(walk: Walk, node: fx.Node) -> Channels:
+    """A tensor that forward() makes, of zeros, say, has the sizes that it has now, but for the batch's; where it has those of
+    another one, that keeps its channels."""
+    first = 1 if node.op == "call_method" else 0  # a method's own tensor
+    batch, *_ = tree_leaves((node.args[first:], node.kwargs.get("size")))
+    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda one: one if one is batch else number(one))
+    for shape in node.all_input_nodes:
+        if number(shape) is shape and (shape.target == "size" or (shape.target is getattr and shape.args[1] == "shape")):
+            _pin_inputs(walk, shape)
+    walk.constants.add(node)
+    return walk.fixed(node)
 
 
 def _joins(user: fx.Node) -> bool:

@@ -8,7 +8,8 @@ import torch
 from torch import fx, nn
 
 from latency.tracing.channels import Channels, Flows
-from latency.tracing.symbolic import argument, shape_of
+from latency.tracing.moves import reduced
+from latency.tracing.symbolic import argument, number, shape_of
 from latency.tracing.walk import Unfollowed, Walk, rewrite
 
 
@@ -39,6 +40,33 @@ def concatenate(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels
     if dim == axis:
         return Channels(tuple(flow for one in flows for flow in one), axis)
     return Channels(_joined(walk, flows), axis)
+
+
+def pad(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Constants before and behind the channels stay, as in shortcuts without weights (He et al. 2016, option A)."""
+    flows, axis = walk.input(node)
+    amounts, place = list(argument(node, 1, "pad")), 2 * (len(shape_of(node)) - 1 - axis)
+    before, behind = (number(one) for one in (amounts[place : place + 2] or (0, 0)))
+    if not before and not behind:
+        return Channels(flows, axis)
+    if min(before, behind) < 0 or argument(node, 2, "mode") not in (None, "constant"):
+        raise Unfollowed("changes the number of channels")
+    amounts[place : place + 2] = before, behind  # whatever they were computed from
+    value = argument(node, 3, "value")
+    node.args, node.kwargs = (walk.source(node), tuple(amounts), "constant", value), {}
+    first, last = ([walk.variables.new(size, node.name, fixed=True)] if size else [] for size in (before, behind))
+    return Channels((*first, *flows, *last), axis)
+
+
+def extreme(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """The larger or smaller of two tensors; or the largest along an axis, and where it is."""
+    if isinstance(argument(node, 1, "other"), fx.Node):
+        return join(walk, node, module)
+    dim = argument(node, 1, "dim")
+    if not isinstance(dim, int) or node.target in (torch.min, "min"):
+        raise Unfollowed("takes the largest of all, or the smallest")
+    walk.parts[node] = reduced(walk, node, dim, tuple(node.meta["tensor_meta"][0].shape))
+    return Channels(())
 
 
 def stack(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:

@@ -39,19 +39,10 @@ def pool(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 def reduce(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """A mean, a sum or the largest, over positions or over all channels."""
-    return _reduced(walk, node, argument(node, 1, "dim"), shape_of(node))
+    return reduced(walk, node, argument(node, 1, "dim"), shape_of(node))
 
 
-def maximum(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """The largest along an axis, and where it is."""
-    dim = argument(node, 1, "dim")
-    if not isinstance(dim, int):
-        raise Unfollowed("takes the largest of all, or of two tensors")
-    walk.parts[node] = _reduced(walk, node, dim, tuple(node.meta["tensor_meta"][0].shape))
-    return Channels(())
-
-
-def _reduced(walk: Walk, node: fx.Node, given: Any, shape: Sequence[int]) -> Channels:
+def reduced(walk: Walk, node: fx.Node, given: Any, shape: Sequence[int]) -> Channels:
     """What `node` makes of its input, of this shape, when it reduces over the `given` axes."""
     channels, rank = walk.input(node), len(shape_of(walk.source(node)))
     dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given or ())}

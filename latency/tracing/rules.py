@@ -40,9 +40,10 @@ OF_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Rule], ..
 OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = (
     (operations.POINTWISE_FUNCTIONS, moves.passed),
     (operations.POOLING_FUNCTIONS, moves.pool),
+    (operations.PADDING_FUNCTIONS, joins.pad),
     (operations.JOINING_FUNCTIONS, joins.join),
     (operations.REDUCING_FUNCTIONS, moves.reduce),
-    (frozenset({torch.max, "max"}), moves.maximum),
+    (operations.EXTREME_FUNCTIONS, joins.extreme),
     (frozenset({F.channel_shuffle}), views.shuffle),
     (operations.RESHAPING_FUNCTIONS, views.reshape),
     (operations.CONCATENATING_FUNCTIONS, joins.concatenate),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils._pytree import tree_leaves
 
 from latency.errors import TraceError
 from latency.graph import operations
@@ -148,6 +150,15 @@ class _SymbolicTracer(fx.Tracer):
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
+    def maker(self, function: Callable[..., Tensor]) -> Callable[..., Any]:
+        """The same, for sizes that may be symbols: torch asks tensors alone whether they are."""
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            symbols = [one for one in tree_leaves((args, kwargs)) if isinstance(one, fx.Proxy)]
+            return self.create_proxy("call_function", function, args, kwargs) if symbols else function(*args, **kwargs)
+
+        return make
+
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         return forward(*args, **kwargs) if self._running else super().call_module(module, forward, args, kwargs)
 
@@ -156,8 +167,12 @@ class _SymbolicTracer(fx.Tracer):
 
 
 def _symbolic(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphModule:
+    tracer = _SymbolicTracer(name, shape)
+    makers: Any = {one.__name__: tracer.maker(one) for one in operations.MAKING_FUNCTIONS if callable(one)}
     try:
-        traced = fx.GraphModule(module, _SymbolicTracer(name, shape).trace(module), type(module).__name__)
+        with patch.multiple(torch, **makers):
+            graph = tracer.trace(module)
+        traced = fx.GraphModule(module, graph, type(module).__name__)
     except TraceError:
         raise
     except Exception as error:  # torch.fx runs user code: anything may come out

@@ -75,6 +75,7 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
         "tinynet:gates",
         "tinynet:derived",
         "tinynet:twice",
+        "tinynet:widening",
     ],
 )
 def test_a_structure_in_the_users_own_class(name: str, awake) -> None:

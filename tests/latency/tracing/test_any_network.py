@@ -246,6 +246,42 @@ class Parted(Step):
         return x[:, part:-part] * 2
 
 
+class Widened(Step):
+    """Constants beside the channels, as in ResNet's shortcuts without weights and in PyramidNet's."""
+
+    def __init__(self, channels: int, how: int) -> None:
+        super().__init__(channels + 6)
+        self.conv, self.how = nn.Conv2d(channels, channels + 6, 3, padding=1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        batch, channels, height, width = y.size()
+        more = channels - x.size(1)
+        if self.how == 0:
+            return y + F.pad(x, (0, 0, 0, 0, 2, 4), "constant", 0)
+        if self.how == 1:
+            return y + F.pad(x, pad=(0, 0, 0, 0, more // 2, more // 2), value=0.5)
+        made = (
+            torch.zeros(batch, more, height, width, device=x.device),
+            torch.ones((x.size(0), more, *x.shape[2:]), dtype=x.dtype),
+            x.new_full((batch, more, height, width), 0.5),
+            torch.zeros(x.shape)[:, :1].expand(batch, more, height, width).contiguous(),
+        )  # fmt: skip
+        return y + torch.cat((x, made[self.how - 2]), 1)
+
+
+class Compared(Step):
+    """The larger or smaller of two tensors, as in maxout."""
+
+    def __init__(self, channels: int, made: int, how: int) -> None:
+        super().__init__(made)
+        self.conv, self.how = nn.Conv2d(channels, 2 * made, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.conv(x).chunk(2, 1)
+        return (torch.max(a, b), a.max(b), torch.min(a, other=b), torch.maximum(a, b))[self.how]
+
+
 class Kept(Step):
     """Layers that keep their channels, whatever they do."""
 
@@ -299,6 +335,8 @@ STEPS = st.one_of(
     st.tuples(st.just(EfficientlyAttended), st.tuples(st.integers(0, 2))),
     st.tuples(st.just(Halved), st.tuples(few, choice)),
     st.tuples(st.just(Parted), st.tuples(few, st.integers(0, 3))),
+    st.tuples(st.just(Widened), st.tuples(choice)),
+    st.tuples(st.just(Compared), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Kept), st.tuples(choice)),
     st.tuples(st.just(Own), st.tuples(st.integers(0, 4))),
 )
