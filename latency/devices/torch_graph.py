@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
@@ -162,7 +163,7 @@ def _hardsigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
 
 def _reduced_by(how: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def reduced(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, **_: Any) -> Tensor:
-        return how(x, list(axes or range(x.dim())), keepdim=bool(keepdims))
+        return how(x, dim=list(axes or range(x.dim())), keepdim=bool(keepdims))
 
     return reduced
 
@@ -256,19 +257,26 @@ def _same(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
 
 
+def _cast(x: Tensor, *, to: int, **_: Any) -> Tensor:
+    return x.to(torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(to))).dtype)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "Conv": _conv, "Gemm": _gemm, "MatMul": torch.matmul, "BatchNormalization": _batchnorm,
     "LayerNormalization": _layernorm, "InstanceNormalization": _instancenorm, "ConvTranspose": _convtranspose,
     "MaxPool": _maxpool, "AveragePool": _averagepool, "GlobalAveragePool": _globalpool,
     "ReduceMean": _reduced_by(torch.mean), "ReduceMax": _reduced_by(torch.amax), "ReduceSum": _reduced_by(torch.sum),
+    "ReduceL2": _reduced_by(torch.linalg.vector_norm),
     "Relu": F.relu, "Clip": _clip, "LeakyRelu": _leakyrelu, "Elu": _elu, "Gelu": _gelu, "PRelu": _prelu,
     "Sigmoid": torch.sigmoid, "HardSigmoid": _hardsigmoid, "HardSwish": F.hardswish, "Tanh": torch.tanh,
     "Softplus": F.softplus, "Softmax": _softmax, "Erf": torch.erf, "Sqrt": torch.sqrt,
-    "Exp": torch.exp, "Pow": torch.pow, "Abs": torch.abs, "Neg": torch.neg,
+    "Exp": torch.exp, "Log": torch.log, "Pow": torch.pow, "Abs": torch.abs, "Neg": torch.neg, "Sign": torch.sign,
+    "Sin": torch.sin, "Cos": torch.cos, "Reciprocal": torch.reciprocal, "Softsign": F.softsign, "Not": torch.logical_not,
+    "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le, "And": torch.logical_and,
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Where": torch.where,
     "Max": torch.maximum, "Min": torch.minimum,
     "Concat": _concat, "Split": _split, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose,
     "Gather": _gather, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Pad": _pad,
-    "GatherND": _gathernd, "Identity": _same, "Dropout": _same,
+    "GatherND": _gathernd, "Identity": _same, "Dropout": _same, "Cast": _cast,
 }  # fmt: skip
 """What the ONNX files of traced convolutional networks consist of."""

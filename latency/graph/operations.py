@@ -13,7 +13,8 @@ from torchvision.ops import stochastic_depth
 
 POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
-    nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Identity, nn.Dropout, nn.Dropout2d,
+    nn.Softplus, nn.Softsign, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Hardshrink, nn.Softshrink,
+    nn.Tanhshrink, nn.Threshold, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 POOLING_MODULES: tuple[type[nn.Module], ...] = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool1d, nn.AvgPool1d,
@@ -23,9 +24,12 @@ POOLING_MODULES: tuple[type[nn.Module], ...] = (
 POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
     {
         F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish,
-        F.hardsigmoid, F.hardtanh, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.exp,
-        torch.sqrt, torch.abs, operator.neg, stochastic_depth, "relu", "relu_", "sigmoid", "tanh", "clamp", "exp", "sqrt",
-        "abs", "neg", "contiguous", "clone", "detach",
+        F.hardsigmoid, F.hardtanh, F.softsign, F.hardshrink, F.softshrink, F.tanhshrink, F.threshold, F.dropout, F.dropout2d,
+        F.alpha_dropout, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.clip, torch.clamp_min, torch.clamp_max,
+        torch.exp, torch.log, torch.log1p, torch.sqrt, torch.rsqrt, torch.square, torch.reciprocal, torch.abs, torch.sign,
+        torch.sin, torch.cos, torch.erf, operator.neg, stochastic_depth, "relu", "relu_", "sigmoid", "tanh", "clamp", "clip",
+        "clamp_min", "clamp_max", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "sign", "sin", "cos",
+        "erf", "neg", "contiguous", "clone", "detach",
     }
 )  # fmt: skip
 POOLING_FUNCTIONS: frozenset[Any] = frozenset(
@@ -38,11 +42,13 @@ PADDING_FUNCTIONS: frozenset[Any] = frozenset({F.pad})
 JOINING_FUNCTIONS: frozenset[Any] = frozenset(
     {
         operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-        operator.pow, torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum, "add", "add_",
-        "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum",
+        operator.pow, operator.gt, operator.ge, operator.lt, operator.le, torch.add, torch.sub, torch.mul, torch.div,
+        torch.pow, torch.maximum, torch.minimum, torch.where, "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
+        "pow", "maximum", "minimum",
     }
 )  # fmt: skip
 REDUCING_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
+SPREAD_FUNCTIONS: frozenset[Any] = frozenset({torch.std, torch.var, torch.norm, "std", "var", "norm"})
 EXTREME_FUNCTIONS: frozenset[Any] = frozenset({torch.max, torch.min, "max", "min"})
 RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})

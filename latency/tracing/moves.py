@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from latency.graph import operations
@@ -40,6 +41,15 @@ def pool(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 def reduce(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """A mean, a sum or the largest, over positions or over all channels."""
     return reduced(walk, node, argument(node, 1, "dim"), shape_of(node))
+
+
+def spread(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """A deviation or a norm over positions."""
+    given = argument(node, 2 if node.target in (torch.norm, "norm") else 1, "dim")
+    dims = given if isinstance(given, list | tuple) else (given,)
+    if walk.input(node).axis in [dim % len(shape_of(walk.source(node))) for dim in dims if isinstance(dim, int)]:
+        raise Unfollowed("measures how far channels spread")
+    return reduced(walk, node, given, shape_of(node))
 
 
 def reduced(walk: Walk, node: fx.Node, given: Any, shape: Sequence[int]) -> Channels:

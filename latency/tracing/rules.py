@@ -43,6 +43,7 @@ OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = 
     (operations.PADDING_FUNCTIONS, joins.pad),
     (operations.JOINING_FUNCTIONS, joins.join),
     (operations.REDUCING_FUNCTIONS, moves.reduce),
+    (operations.SPREAD_FUNCTIONS, moves.spread),
     (operations.EXTREME_FUNCTIONS, joins.extreme),
     (frozenset({F.channel_shuffle}), views.shuffle),
     (operations.RESHAPING_FUNCTIONS, views.reshape),

@@ -282,6 +282,33 @@ class Compared(Step):
         return (torch.max(a, b), a.max(b), torch.min(a, other=b), torch.maximum(a, b))[self.how]
 
 
+class Computed(Step):
+    """Functions that name no channels, among them ConvNeXt V2's normalisation of responses."""
+
+    def __init__(self, channels: int, how: int) -> None:
+        super().__init__(channels)
+        self.conv, self.how = nn.Conv2d(channels, channels, 3, padding=1), how
+        self.layers = nn.Sequential(
+            nn.Softsign(), nn.Threshold(-0.1, 0.2), nn.Hardshrink(0.05), nn.Softshrink(0.05), nn.Tanhshrink()
+        )
+        self.power = nn.Parameter(torch.rand(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.how == 0:
+            return self.layers(y)
+        if self.how == 1:
+            return torch.square(y) + torch.rsqrt(y.abs() + 1) * torch.sin(y) + torch.log1p(y.clip(0, 1)) * y.cos().erf()
+        if self.how == 2:
+            return torch.where(y > 0.1, y, x * 0.1) * (y <= x) + y.clamp_min(0.2)
+        if self.how == 3:
+            return x / (y.std(dim=(2, 3), keepdim=True) + y.var((2, 3), keepdim=True) + 1)
+        if self.how == 4:
+            return (y.abs() + 0.1) ** self.power
+        responses = torch.norm(y, p=2, dim=(2, 3), keepdim=True)
+        return y * (responses / (responses.mean(dim=1, keepdim=True) + 1e-6)) + x
+
+
 class Kept(Step):
     """Layers that keep their channels, whatever they do."""
 
@@ -337,6 +364,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Parted), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Widened), st.tuples(choice)),
     st.tuples(st.just(Compared), st.tuples(few, st.integers(0, 3))),
+    st.tuples(st.just(Computed), st.tuples(choice)),
     st.tuples(st.just(Kept), st.tuples(choice)),
     st.tuples(st.just(Own), st.tuples(st.integers(0, 4))),
 )

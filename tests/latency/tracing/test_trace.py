@@ -319,6 +319,7 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: F.pixel_shuffle(x, 2), "pixel_shuffle"),
         (lambda m, x: m.second(x) * torch.softmax(x, 1), "normalises over the channels"),
         (lambda m, x: x.permute(0, 2, 3, 1).flatten(1), "channels on axis 3"),
+        (lambda m, x: m.second(x) * x.std(1, keepdim=True), "how far channels spread"),
         (lambda m, x: F.max_pool2d(x.permute(0, 2, 3, 1), 1), "which lie on axis 3"),
         (lambda m, x: x[:, 3:], "splits into parts of 3, 5"),
         (lambda m, x: x[:, :4, None], "getitem"),
