@@ -45,7 +45,10 @@ def concatenate(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels
 def pad(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Constants before and behind the channels stay, as in shortcuts without weights (He et al. 2016, option A)."""
     flows, axis = walk.input(node)
-    amounts, place = list(argument(node, 1, "pad")), 2 * (len(shape_of(node)) - 1 - axis)
+    given, place = argument(node, 1, "pad"), 2 * (len(shape_of(node)) - 1 - axis)
+    if isinstance(given, fx.Node):
+        raise Unfollowed("pads as forward() computes")
+    amounts = list(given)
     before, behind = (number(one) for one in (amounts[place : place + 2] or (0, 0)))
     if not before and not behind:
         return Channels(flows, axis)
