@@ -48,8 +48,8 @@ SIGNATURE_KEY = "milliprune_signature"
 def export_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
     """Export `module` in eval mode, BN folded, parameters keeping their names.
 
-    BN is folded before, which saves the export nearly half its time, and by it where it still finds some. It is exported from
-    contiguous memory: weights that lie channels last leave layout operations in the graph.
+    BN is folded before, which saves the export a third to a half of its time, and by it where it still finds some. It is
+    exported from contiguous memory: weights that lie channels last leave layout operations in the graph.
 
     Raises:
         TraceError: PyTorch cannot export it.
@@ -258,8 +258,8 @@ def _annotate(
             axis = Axis(shapes[node.output[0]][1])
         elif node.op_type == "Concat":
             along = attributes_of(node)["axis"] % len(shapes[node.output[0]])
-            parts = [channels[name] if name in channels else Axis(shapes[name][along]) for name in node.input]
-            axis = concatenated(parts) if along == places[node.output[0]] else axis
+            if along == places[node.output[0]]:
+                axis = concatenated([channels.get(name) or Axis(shapes[name][along]) for name in node.input])
         elif node.op_type == "Pad" and node.input[1] in numbers:
             before, behind = numbers[node.input[1]].reshape(2, -1)[:, places[node.output[0]]]
             ends = [[Axis(int(size))] if size else [] for size in (before, behind)]

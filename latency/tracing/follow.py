@@ -58,6 +58,8 @@ def _made(walk: Walk, node: fx.Node) -> Channels:
     node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda one: one if one is batch else number(one))
     for shape in node.all_input_nodes:
         if number(shape) is shape and (shape.target == "size" or (shape.target is getattr and shape.args[1] == "shape")):
+            if not all(map(walk.variables.all_fixed, _flows_into(walk, shape))):
+                walk.unfollowed.append(f"{walk.owner(node)} has another tensor's sizes")
             _pin_inputs(walk, shape)
     walk.constants.add(node)
     return walk.fixed(node)

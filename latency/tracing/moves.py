@@ -46,16 +46,14 @@ def reduce(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 def spread(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """A deviation or a norm over positions."""
     given = argument(node, 2 if node.target in (torch.norm, "norm") else 1, "dim")
-    dims = given if isinstance(given, list | tuple) else (given,)
-    if walk.input(node).axis in [dim % len(shape_of(walk.source(node))) for dim in dims if isinstance(dim, int)]:
+    if walk.input(node).axis in _dims(walk, node, given):
         raise Unfollowed("measures how far channels spread")
     return reduced(walk, node, given, shape_of(node))
 
 
 def reduced(walk: Walk, node: fx.Node, given: Any, shape: Sequence[int]) -> Channels:
     """What `node` makes of its input, of this shape, when it reduces over the `given` axes."""
-    channels, rank = walk.input(node), len(shape_of(walk.source(node)))
-    dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given or ())}
+    channels, rank, dims = walk.input(node), len(shape_of(walk.source(node))), _dims(walk, node, given)
     if not dims or 0 in dims:
         raise Unfollowed("reduces over the batch")
     if len(shape) < 2:
@@ -65,6 +63,12 @@ def reduced(walk: Walk, node: fx.Node, given: Any, shape: Sequence[int]) -> Chan
         return Channels((walk.variables.new(shape[1], node.name, fixed=True),))
     gone = 0 if len(shape) == rank else sum(dim < channels.axis for dim in dims)
     return Channels(channels.flows, channels.axis - gone)
+
+
+def _dims(walk: Walk, node: fx.Node, given: Any) -> set[int]:
+    """Axes of the input of `node`, given as one or several, counted from the first or the last on."""
+    rank = len(shape_of(walk.source(node)))
+    return {dim % rank for dim in ((given,) if isinstance(given, int) else given or ())}
 
 
 def permute(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:

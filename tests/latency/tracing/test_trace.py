@@ -141,6 +141,15 @@ def test_constants_beside_the_channels_stay(rng, random_widths) -> None:
     assert net.macs(structures).tolist() == [count_macs(extract(net, widths), 32) for widths in structures]
 
 
+def test_channels_are_padded_on_whatever_axis_they_lie() -> None:
+    net = latency.trace(Branches(lambda m, x: m.across(F.pad(x.permute(0, 2, 3, 1), (4, 4)))), (1, 3, 16, 16), align=1)
+    assert not net.unfollowed
+    assert [gene.name for gene in net.genes] == ["stem"]
+    structure, images = extract(net, [3], net.module.state_dict()), torch.randn(1, 3, 16, 16)
+    scores = onnxruntime.InferenceSession(net.onnx([3])).run(None, {"images": images.numpy()})[0]
+    np.testing.assert_allclose(structure(images).detach(), scores, atol=1e-5)
+
+
 def test_the_traced_module_is_a_copy(tiny_module, tiny_network) -> None:
     parameters = {id(p) for p in tiny_module.parameters()}
     assert not parameters & {id(p) for p in tiny_network.module.parameters()}
@@ -331,6 +340,7 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: x.squeeze(0), "squeezes"),
         (lambda m, x: F.pad(x, (0, 0, 0, 0, 0, -2)), "changes the number of channels"),
         (lambda m, x: m.second(x.flip(1)), "flip"),
+        (lambda m, x: m.second(x + torch.zeros(x.shape)), "has another tensor's sizes"),
         (lambda m, x: m.second(x) + x.mean(), "nothing that has channels"),
     ],
 )
