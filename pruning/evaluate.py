@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.data import Dataset, Images, batches
+from pruning.data import Dataset
 from pruning.fit import LABEL_SMOOTHING
+from pruning.images import Images, batches
 from pruning.pruningnet import PruningNet
 from pruning.replay import Replayed
 
@@ -97,7 +98,7 @@ def balanced(labels: Tensor, count: int) -> Tensor:
 
 def calibration_images(data: Dataset, count: int) -> Tensor:
     """Normalised training images [count, C, H, W] that show all classes alike, for BN statistics."""
-    return data.normalised(data.train.pixels[balanced(data.train.labels, count)])
+    return data.normalised(data.train.subset(balanced(data.train.labels, count)).pixels)
 
 
 @torch.no_grad()
@@ -120,7 +121,8 @@ class StructureEvaluator:
         self.supernet = supernet
         self.images = len(data.subval)  # forwarded for one structure
         order = balanced(data.subval.labels, self.images).tensor_split(max(1, round(self.images / STATISTICS_BATCH)))
-        self._parts = [(data.normalised(data.subval.pixels[part]), data.subval.labels[part]) for part in order]
+        parts = map(data.subval.subset, order)
+        self._parts = [(data.normalised(part.pixels), part.labels) for part in parts]
         self._computed = Replayed(self._figures, supernet, backward=False)
 
     @torch.no_grad()

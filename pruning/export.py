@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from latency.graph.template import export_onnx
-from pruning.data import Dataset, Images
+from pruning.data import Dataset
+from pruning.images import Images
 
 
 def structure_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
@@ -38,7 +39,8 @@ def exported_accuracy(path: Path, images: Images, data: Dataset) -> float:
     correct = 0
     for start in range(0, len(images), batch):
         index = (torch.arange(start, start + batch)) % len(images)
-        scores = session.run(None, {entry.name: data.normalised(images.pixels[index]).contiguous().cpu().numpy()})[0]
-        hits = scores.argmax(1) == images.labels[index].cpu().numpy()
+        part = images.subset(index)
+        scores = session.run(None, {entry.name: data.normalised(part.pixels).contiguous().cpu().numpy()})[0]
+        hits = scores.argmax(1) == part.labels.cpu().numpy()
         correct += int(hits[: len(images) - start].sum())
     return correct / len(images)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,15 @@ def _batch(data: Dataset, recipe: Recipe, seed: int, step: int, workers: Workers
     count = len(data.train)
     batch = min(recipe.batch, count)
     epoch, position = divmod(step, count // batch)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(mixed(seed, 1_000_000_000 + epoch)))
-    index = order[position * batch :][:batch][workers.rank :: workers.size].to(data.train.labels.device, non_blocking=True)
+    part = data.train.subset(_order(count, seed, epoch)[position * batch :][:batch][workers.rank :: workers.size])
     generator = torch.Generator().manual_seed(mixed(seed, step, *workers.salt))
-    return data.augmented(data.train.pixels[index], generator), data.train.labels[index]
+    return data.augmented(part.pixels, generator), part.labels
+
+
+@lru_cache(maxsize=1)
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """int64[count]: the training images in the order in which an epoch shows them."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed(seed, 1_000_000_000 + epoch)))
 
 
 @contextmanager

@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 
 def compute_device() -> torch.device:
     """The current GPU, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def fits(tensor: Tensor, device: torch.device) -> bool:
+    """Whether it takes no more than half of the memory that a GPU has free; other devices are not asked."""
+    return device.type != "cuda" or tensor.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
 
 
 def mixed_precision(device: torch.device, *, backward: bool) -> AbstractContextManager[object]:

@@ -14,7 +14,7 @@ from latency.alignment import alignment_of
 from latency.devices import Device
 from latency.graph.network import Network
 from latency.prediction.predictor import LatencyPredictor
-from pruning.data import Dataset, load_data
+from pruning.data import Dataset, find_data
 from pruning.evaluate import STATISTICS_BATCH, calibration_images
 from pruning.fit import Recipe, training_steps
 from pruning.hardware import compute_device
@@ -50,12 +50,13 @@ class Context:
     def of(cls, config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> Context:
         """Open, load and trace what `config` names; says what that is."""
         device = open_device(config.device, threads=config.threads, precision=config.precision, lut=lut)
-        data = load_data(config.data, config.image_size).to(compute_device())
-        module = load(config.network, data.classes, seed=config.seed)
+        found = find_data(config.data, config.image_size, reporter.bar)
+        module = load(config.network, found.classes, seed=config.seed)
         kept = load_weights(module, config.network, config.weights) if config.weights else ()
-        shape = (config.batch, 3, data.size, data.size)
+        shape = (config.batch, 3, found.size, found.size)
         align = config.align or alignment_of(device, lut)
-        network = trace_classifier(module, config.network, shape, data.classes, align)
+        network = trace_classifier(module, config.network, shape, found.classes, align)
+        data = found.load().to(compute_device())
         reporter.say(
             f"{network.name}: {len(network.genes)} genes in multiples of {align}, "
             f"{show_amount(network.macs(network.max_widths), 'macs')} MACs; "

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning.data import DataError, load_data
+from pruning.data import load_data
+from pruning.images import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -64,31 +65,6 @@ def test_a_folder_of_npz_files(tmp_path) -> None:
     assert data.size == 32
     for image, label in zip(data.test.pixels, data.test.labels, strict=True):
         assert abs(float(image.float().mean()) - 20 * int(label)) < 3
-
-
-def write_images(folder: Path, count: int, *labels: str) -> None:
-    for label in labels:
-        (folder / label).mkdir(parents=True)
-        for index in range(count):
-            colour = (250, 0, 0) if label == "dog" else (0, 0, 250)
-            Image.new("RGB", (40, 30), colour).save(folder / label / f"{index}.png")
-
-
-def test_a_folder_of_image_folders(tmp_path) -> None:
-    write_images(tmp_path / "train", 5, "cat", "dog")
-    write_images(tmp_path / "val", 5, "cat", "dog")
-    data = load_data(str(tmp_path), 24)
-    assert (len(data.train), len(data.subval), len(data.test), data.size) == (8, 2, 10, 24)
-    assert (data.test.pixels[:, 0].float().mean((1, 2)) > 128).long().tolist() == data.test.labels.tolist()
-
-
-def test_classes_are_told_by_the_names_of_their_folders(tmp_path) -> None:
-    write_images(tmp_path / "train", 5, "cat", "dog")
-    write_images(tmp_path / "test", 2, "dog")
-    assert load_data(str(tmp_path), 24).test.labels.tolist() == [1, 1]
-    write_images(tmp_path / "test", 2, "fish")
-    with pytest.raises(DataError, match="lacks: fish"):
-        load_data(str(tmp_path), 24)
 
 
 @pytest.mark.skipif(not (SHARED / "cifar10_test.npz").exists(), reason="CIFAR-10 is not in ../shared/data")
