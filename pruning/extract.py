@@ -94,6 +94,11 @@ def _resized(network: Network, name: str, widths: Any) -> nn.Module:
         shape: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
         rest: Any = (groups, module.bias is not None, module.padding_mode)
         return nn.Conv2d(per_group * groups, outputs, *shape, *rest)
+    if isinstance(module, nn.ConvTranspose2d) and module.groups == 1:
+        inputs, outputs = network.kept_shape(f"{name}.weight", widths)[:2]
+        shape = (module.kernel_size, module.stride, module.padding, module.output_padding)
+        rest = (1, module.bias is not None, module.dilation)
+        return nn.ConvTranspose2d(inputs, outputs, *shape, *rest)
     if isinstance(module, nn.Linear):
         outputs, inputs = network.kept_shape(f"{name}.weight", widths)
         return nn.Linear(inputs, outputs, module.bias is not None)

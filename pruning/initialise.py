@@ -13,7 +13,7 @@ def initialise(module: nn.Module, seed: int) -> None:
     """He-normal convolutions and small linear layers, drawn from `seed` (He et al. 2015; as torchvision's networks)."""
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(layer.weight, std=he_deviation(layer.weight), generator=generator)
         elif isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features), generator=generator)
@@ -43,10 +43,11 @@ def restore_scale(structure: fx.GraphModule) -> None:
         layer.weight.mul_(usual / layer.weight.norm().clamp_min(1e-12))  # all zeros stay zeros
 
 
-def _scaled_by_bn(structure: fx.GraphModule) -> Iterator[nn.Conv2d]:
+def _scaled_by_bn(structure: fx.GraphModule) -> Iterator[nn.Conv2d | nn.ConvTranspose2d]:
     """Convolutions whose result goes into BN and nowhere else."""
     modules = dict(structure.named_modules())
     for node in structure.graph.nodes:
         follower = next(iter(node.users)) if len(node.users) == 1 else node
-        if isinstance(modules.get(node.target), nn.Conv2d) and isinstance(modules.get(follower.target), nn.BatchNorm2d):
-            yield modules[node.target]
+        convolution, norm = modules.get(node.target), modules.get(follower.target)
+        if isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
+            yield convolution

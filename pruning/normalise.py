@@ -32,7 +32,8 @@ def normalised(network: Network) -> Network:
     calls = Counter(node.target for node in module.graph.nodes)
     for node in list(module.graph.nodes):
         convolution = _module(module, node)
-        if not isinstance(convolution, nn.Conv2d) or calls[node.target] > 1:
+        convolves = isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d) and node.target in outputs
+        if not convolves or calls[node.target] > 1:
             continue  # one that is called twice could not take two of them in
         name = f"{node.target}{ADDED}"
         bn = nn.BatchNorm2d(convolution.out_channels)

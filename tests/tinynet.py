@@ -323,6 +323,31 @@ def widening(num_classes: int = 10) -> nn.Module:
     return Widening(num_classes)
 
 
+class Hourglass(nn.Module):
+    """Down and up again, as in U-Net, by a transposed convolution, by a pixel shuffle and by repetition."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+        self.stem, self.down, self.bottom = conv_bn(3, 8, 3, 2), conv_bn(8, 16, 3, 2), conv_bn(16, 24, 3, 2)
+        self.up = nn.Sequential(nn.ConvTranspose2d(24, 16, 2, 2, bias=False), nn.BatchNorm2d(16))
+        self.shuffle = nn.Sequential(*conv_bn(32, 32), nn.PixelShuffle(2))
+        self.merge = conv_bn(16, 12, 3)
+        self.unshuffle, self.linear = nn.Sequential(nn.PixelUnshuffle(2), *conv_bn(48, 16)), nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.act(self.stem(x))
+        half = self.act(self.down(whole))
+        y = self.shuffle(torch.cat([half, self.act(self.up(self.act(self.bottom(half))))], 1))
+        y = self.act(self.merge(torch.cat([y, whole], 1)))
+        y = F.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False)
+        return self.linear(self.act(self.unshuffle(y)).mean((2, 3)))
+
+
+def hourglass(num_classes: int = 10) -> nn.Module:
+    return Hourglass(num_classes)
+
+
 class Deciding(nn.Module):
     """It looks at the image to know what to do: it cannot be traced."""
 

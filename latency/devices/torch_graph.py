@@ -26,8 +26,9 @@ def torch_module(model: onnx.ModelProto) -> tuple[fx.GraphModule, dict[str, str]
     """
     root, graph, names = nn.Module(), fx.Graph(), dict[str, str]()
     known: dict[str, Any] = {}
+    scales = {name for node in model.graph.node if node.op_type == "Resize" for name in node.input[1:]}
     for number, tensor in enumerate(model.graph.initializer):
-        known[tensor.name] = _initializer(root, graph, f"weight_{number}", tensor)
+        known[tensor.name] = _initializer(root, graph, f"weight_{number}", tensor, setting=tensor.name in scales)
     for number, value in enumerate(model.graph.input):
         known[value.name] = graph.placeholder(f"input_{number}")
     for node in model.graph.node:
@@ -40,10 +41,10 @@ def torch_module(model: onnx.ModelProto) -> tuple[fx.GraphModule, dict[str, str]
     return fx.GraphModule(root, graph).eval(), names
 
 
-def _initializer(root: nn.Module, graph: fx.Graph, name: str, tensor: onnx.TensorProto) -> Any:
-    """A buffer; whole numbers and scalars are settings of operations (shapes, axes, bounds) and stand in the graph."""
+def _initializer(root: nn.Module, graph: fx.Graph, name: str, tensor: onnx.TensorProto, setting: bool) -> Any:
+    """A buffer; settings of operations (shapes, axes, bounds), as whole numbers and scalars are, stand in the graph."""
     array = numpy_helper.to_array(tensor)
-    if array.dtype.kind in "iu" and array.ndim <= 1:
+    if setting or (array.dtype.kind in "iu" and array.ndim <= 1):
         return array.tolist()
     if array.ndim == 0:
         return array.item()
@@ -72,6 +73,15 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 PADDING = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 """Modes of ONNX's Pad, as torch calls them."""
+
+NEAREST = {"asymmetric floor": "nearest", "half_pixel round_prefer_ceil": "nearest-exact"}
+"""How ONNX's Resize takes the nearest, as torch calls it."""
+
+SMOOTH = {"linear": ("linear", "bilinear", "trilinear"), "cubic": (None, "bicubic", None)}
+"""Its other modes, as torch calls them for one, two and three axes."""
+
+PLACES = ("half_pixel", "pytorch_half_pixel", "align_corners")
+"""Where these take the old positions to be, all of which torch knows."""
 
 # One function for each operation: its inputs in ONNX's order, its attributes under ONNX's names. Attributes that only
 # repeat what shapes say, or that the traced networks never set, are taken by `_`.
@@ -180,6 +190,29 @@ def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     return x.reshape(x.shape[:axis].numel(), -1)
 
 
+def _depthtospace(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
+    if mode == "DCR":  # the rows and columns of a block before its channels
+        x = x.unflatten(1, (blocksize**2, -1)).transpose(1, 2).flatten(1, 2)
+    return F.pixel_shuffle(x, blocksize)
+
+
+def _spacetodepth(x: Tensor, *, blocksize: int) -> Tensor:
+    return F.pixel_unshuffle(x, blocksize).unflatten(1, (-1, blocksize**2)).transpose(1, 2).flatten(1, 2)
+
+
+def _resize(
+    x: Tensor, roi: object = None, scales: Sequence[float] | None = None, sizes: Ints | None = None, *, mode: str = "nearest",
+    coordinate_transformation_mode: str = "half_pixel", nearest_mode: str = "round_prefer_floor",
+    cubic_coeff_a: float = -0.75, antialias: int = 0, **_: Any,
+) -> Tensor:  # fmt: skip
+    size = list(sizes or [])[2:] or [int(old * scale) for old, scale in zip(x.shape[2:], (scales or [])[2:], strict=True)]
+    place, smooth = coordinate_transformation_mode, SMOOTH.get(mode)
+    called = smooth[len(size) - 1] if smooth and place in PLACES else NEAREST.get(f"{place} {nearest_mode}")
+    if called is None or (mode == "cubic" and cubic_coeff_a != -0.75) or antialias:
+        raise MeasurementError(f"operation 'Resize' ({mode}, {place}) has no PyTorch counterpart in device 'torch'.")
+    return F.interpolate(x, size, mode=called, align_corners=place == "align_corners" if smooth else None)
+
+
 def _concat(*parts: Tensor, axis: int) -> Tensor:
     return torch.cat(parts, axis)
 
@@ -277,6 +310,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Max": torch.maximum, "Min": torch.minimum,
     "Concat": _concat, "Split": _split, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose,
     "Gather": _gather, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Pad": _pad,
-    "GatherND": _gathernd, "Identity": _same, "Dropout": _same, "Cast": _cast,
+    "Resize": _resize, "DepthToSpace": _depthtospace, "SpaceToDepth": _spacetodepth,
+    "GatherND": _gathernd, "Identity": _same, "Dropout": _same,
+    "Cast": _cast,
 }  # fmt: skip
 """What the ONNX files of traced convolutional networks consist of."""

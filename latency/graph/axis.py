@@ -42,6 +42,10 @@ class Axis:
         """The axis after flattening: `times` entries where one was."""
         return Axis(self.size * times, self.gene, self.per_channel * times)
 
+    def merged(self, count: int) -> Axis:
+        """One entry where `count` were, all of one channel or of none that a gene prunes."""
+        return Axis(self.size // count, self.gene, max(1, self.per_channel // count))
+
 
 @dataclass(frozen=True)
 class Concatenation:
@@ -66,6 +70,9 @@ class Concatenation:
 
     def repeated(self, times: int) -> Concatenation:
         return Concatenation(tuple(part.repeated(times) for part in self.parts))
+
+    def merged(self, count: int) -> Concatenation:
+        return Concatenation(tuple(part.merged(count) for part in self.parts))
 
 
 AnyAxis = Axis | Concatenation

@@ -23,8 +23,8 @@ def fold_batch_norms(module: fx.GraphModule) -> fx.GraphModule:
         before = node.all_input_nodes[0]
         convolution = layers.get(before)
         readers = [user for user in before.users if not _asks_its_kind(user)]
-        if type(convolution) is nn.Conv2d and calls[convolution] == 1 and readers == [node]:
-            layers[before] = fuse_conv_bn_eval(convolution, bn)
+        if isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d) and calls[convolution] == 1 and readers == [node]:
+            layers[before] = fuse_conv_bn_eval(convolution, bn, transpose=isinstance(convolution, nn.ConvTranspose2d))
             module.set_submodule(str(before.target), layers[before])
             node.replace_all_uses_with(before)
             module.graph.erase_node(node)

@@ -22,17 +22,20 @@ ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu"
 SAME_AS = {"globalaveragepool": "reducemean", "flatten": "reshape", "squeeze": "reshape", "unsqueeze": "reshape"}
 """Operations that exporters write in two ways."""
 
-PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 DENSE = frozenset(product.lower() for product in PRODUCTS)
 """Operations, as in kernels' types, of which every output reads every input channel."""
+
+TRANSPOSED = frozenset({"convtranspose", "groupconvtranspose", "depthwisetranspose"})
+"""Convolutions of which every position of the input makes a window of the output."""
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One fused operation. `type` says what it does, the rest on what; sizes are those of the device's real call."""
 
-    type: str  # "conv3x3s2+relu", "depthwise5x5s1+hardswish", "gemm", "groupconv3x3s1g16", "maxpool3x3s2", …
+    type: str  # "conv3x3s2+relu", "depthwise5x5s1+hardswish", "gemm", "groupconv3x3s1g16", "convtranspose2x2s2", …
     batch: int
     cin: int
     cout: int
@@ -56,6 +59,12 @@ def family_of(kernel_type: str) -> str:
 def operation_of(kernel_type: str) -> str:
     """A type without its window, group and epilogue: "conv"."""
     return re.match(r"[a-z]*", kernel_type).group()  # type: ignore[union-attr]
+
+
+@cache
+def is_product(kernel_type: str) -> bool:
+    """Whether it multiplies by weights and adds up, as convolutions and linear layers of all kinds do."""
+    return operation_of(kernel_type) in DENSE | TRANSPOSED | {"groupconv", "depthwise"}
 
 
 @cache
@@ -92,7 +101,7 @@ class PlacedKernel:
     @property
     def blocked(self) -> bool:
         """Whether runtimes have it for blocked channel layouts (NCHWc), in which vector units are kept busy."""
-        return self.kernel.type.startswith(("conv", "groupconv", "depthwise", "maxpool", "averagepool"))
+        return operation_of(self.kernel.type) in ("conv", "groupconv", "depthwise", "maxpool", "averagepool")
 
 
 def find_kernels(model: onnx.ModelProto) -> list[PlacedKernel]:
@@ -195,8 +204,9 @@ def _place(group: list[onnx.NodeProto], shapes: Shapes) -> PlacedKernel:
     if mixes_channels(head, shapes.channel_axis.get(tail.output[0], 1), shapes.shapes):
         kind = "depthwise"
     if groups > 1:
-        kind = "depthwise" if groups == cin == cout else "groupconv"
-    window = _window(head, shapes) + (f"g{cin // groups}" if kind == "groupconv" else "")
+        transposed = kind.removeprefix("conv")
+        kind = f"depthwise{transposed}" if groups == cin == cout else f"groupconv{transposed}"
+    window = _window(head, shapes) + (f"g{cin // groups}" if kind.startswith("groupconv") else "")
     kernel = Kernel(
         "+".join([kind + window, *_epilogue(epilogue)]),
         batch, cin, cout, height, width, out_height, out_width,

@@ -126,7 +126,7 @@ class Template:
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.kernels: list[PlacedKernel] = find_kernels(model)
         self._counting = {name: one for name, one in _counting(model.graph, self.channels).items() if one[0].genes}
-        self._skeleton = _skeleton(model, self._weights, {*self._sliced, *self._counting}, self.channels, places)
+        self._skeleton = _skeleton(model, self._weights, {*self._sliced, *self._counting}, self.channels, shapes, places)
         self._skeleton.metadata_props.add(key=SIGNATURE_KEY, value=signature)
 
     def build(self, widths: np.ndarray) -> bytes:
@@ -188,10 +188,12 @@ def _add_missing_biases(graph: onnx.GraphProto) -> None:
     """Zero biases where the export left them out: an untrained network has none, a trained one runs with them."""
     dims = {tensor.name: tensor.dims for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm") and len(node.input) == 2:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) == 2:
             weight = node.input[1]
+            transposed = node.op_type == "ConvTranspose"
+            outputs = dims[weight][1] * attributes_of(node)["group"] if transposed else dims[weight][0]
             node.input.append(f"{weight}_bias")
-            graph.initializer.append(numpy_helper.from_array(np.zeros(dims[weight][0], dtype=np.float32), f"{weight}_bias"))
+            graph.initializer.append(numpy_helper.from_array(np.zeros(outputs, dtype=np.float32), f"{weight}_bias"))
 
 
 def _unshare_weights(graph: onnx.GraphProto) -> None:
@@ -201,7 +203,7 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
     for number, node in enumerate(graph.node):
         if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | COUNTING:
             continue
-        first = 2 if node.op_type in ("Conv", "Gemm") else 0  # their weights keep their parameters' names
+        first = 2 if node.op_type in ("Conv", "ConvTranspose", "Gemm") else 0  # their weights keep their parameters' names
         for position, name in list(enumerate(node.input))[first:]:
             if name in tensors and reader.setdefault(name, number) != number:
                 copied = graph.initializer.add()
@@ -244,7 +246,7 @@ def _annotate(
                     "cannot be sliced. Please report the module; fusing by hand before tracing may help."
                 )
             sliced[node.input[1]] = axes
-            axis = axes[-1 if node.op_type == "MatMul" else 0]
+            axis = axes[0] if node.op_type in ("Conv", "Gemm") else axes[1].repeated(attributes_of(node).get("group", 1))
             sliced.update({name: (axis,) for name in node.input[2:] if name})
         elif node.op_type in ELEMENTWISE:
             place = places[node.output[0]] - len(shapes[node.output[0]])  # counted from the last axis on: these broadcast
@@ -252,6 +254,10 @@ def _annotate(
             sliced.update({name: _at(place, axis, dims[name]) for name in wide})
         elif node.op_type in NORMS and node.output[0] not in of_groups:
             sliced.update(dict.fromkeys(node.input[1:], (axis,)))
+        elif node.op_type == "DepthToSpace":
+            axis = axis.merged(attributes_of(node)["blocksize"] ** 2)
+        elif node.op_type == "SpaceToDepth":
+            axis = axis.repeated(attributes_of(node)["blocksize"] ** 2)
         elif node.op_type in ("Reshape", "Flatten"):
             axis = _reshaped(axis, shapes[node.output[0]][places[node.output[0]]])
         elif node.op_type.startswith("Reduce") and places[node.input[0]] in numbers[node.input[1]] % len(shapes[node.input[0]]):
@@ -311,6 +317,7 @@ def _skeleton(
     weights: dict[str, np.ndarray],
     changing: set[str],
     channels: Mapping[str, AnyAxis],
+    shapes: Mapping[str, tuple[int, ...]],
     places: Mapping[str, int],
 ) -> onnx.ModelProto:
     """The graph without anything that depends on the widths; `changing` are the initializers that do."""
@@ -321,10 +328,11 @@ def _skeleton(
     reshapes = {node.input[1]: node.output[0] for node in graph.node if node.op_type == "Reshape"}
     for name, array in weights.items():
         made = reshapes.get(name, "")
+        if name in changing:
+            continue
         if made in channels and channels[made].genes:
-            array = np.where(np.arange(len(array)) == places[made], -1, array)
-        if name not in changing:
-            graph.initializer.append(numpy_helper.from_array(array, name))
+            array = np.where(np.arange(len(array)) == places[made], -1, shapes[made])
+        graph.initializer.append(numpy_helper.from_array(array, name))
     for node in graph.node:
         del node.metadata_props[:]
     return skeleton

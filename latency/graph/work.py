@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from latency.graph.kernels import KERNEL_FIELDS, family_of, group_size, operation_of, window_area
+from latency.graph.kernels import KERNEL_FIELDS, TRANSPOSED, family_of, group_size, operation_of, window_area
 
 SHAPE_FIELDS = tuple(name for name in KERNEL_FIELDS if name != "type")
 BLOCKS = (4, 8, 16)
@@ -37,9 +37,10 @@ def physical_terms(family: str, columns: Columns) -> np.ndarray:
     groups = cout / made
     if not family.startswith(("conv", "groupconv", "gemm", "matmul")):
         read = np.ones_like(cin)  # each output has one channel behind it, its own
+    applied = inside if operation_of(family) in TRANSPOSED else outside  # positions that the window is put on
     blocks = BLOCKS if operation_of(family) not in MOVES else (1,) * len(BLOCKS)
-    padded = [area * _padded(read, block) * _padded(made, block) * groups * outside for block in blocks]
-    terms = (np.ones_like(cin), area * read * cout * outside, area * read * cout, cin * inside + cout * outside,
+    padded = [area * _padded(read, block) * _padded(made, block) * groups * applied for block in blocks]
+    terms = (np.ones_like(cin), area * read * cout * applied, area * read * cout, cin * inside + cout * outside,
              np.where(groups > 1, groups, 0), *padded)  # fmt: skip
     return np.stack(np.broadcast_arrays(*terms), axis=1)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from latency.graph.kernels import KERNEL_FIELDS, Kernel, family_of, group_size, operation_of, window_area
+from latency.graph.kernels import KERNEL_FIELDS, Kernel, family_of, group_size, is_product, operation_of, window_area
 from latency.graph.work import BLOCKS, SHAPE_FIELDS, Kernels, channels_of_a_group
 from latency.prediction.gaussian import Posterior, condition, log_evidence, squared_distances
 from latency.prediction.physics import RESOLUTION_MS, Physics
@@ -159,10 +159,6 @@ def _stride(kernel_type: str) -> int:
     return int(stride.group(1)) if stride else 1
 
 
-def _is_product(kernel_type: str) -> bool:
-    return operation_of(kernel_type) in ("conv", "groupconv", "depthwise", "gemm", "matmul")
-
-
 class _Measured(NamedTuple):
     """Different kernels, their mean milliseconds, and how many rows each is the mean of."""
 
@@ -200,7 +196,7 @@ class KernelRegressor:
         self._fitted_ms = rows["ms"].to_numpy()[fitted]
         distinct = distinct.iloc[needed]
         self._known = _Measured(Kernels.of(distinct), distinct["ms"].to_numpy(), distinct["rows"].to_numpy())
-        self._of_kind = _groups([_is_product(one) for one in self._known.kernels.types])
+        self._of_kind = _groups([is_product(one) for one in self._known.kernels.types])
         self._of_family = _groups([family_of(one) for one in self._known.kernels.types])
         self._kinds: dict[bool, Level] = {}
         self._families: dict[str, Level] = {}
@@ -252,7 +248,7 @@ class KernelRegressor:
         operation = operation_of(family)
         siblings = sum(operation_of(one) == operation for one in self._of_family)
         among = operation if siblings > 2 else ""
-        key = (_is_product(family), among)
+        key = (is_product(family), among)
         if key not in self._worth:
             self._worth[key] = self._left_out(*key)
         return self._worth[key]
@@ -273,12 +269,12 @@ class KernelRegressor:
 
     def _by_level(self, kernels: Kernels) -> Iterator[tuple[Level, np.ndarray]]:
         for family, index in _groups([family_of(one) for one in kernels.types]).items():
-            yield self._family(family) if family in self._of_family else self._kind(_is_product(family)), index
+            yield self._family(family) if family in self._of_family else self._kind(is_product(family)), index
 
     def _family(self, family: str) -> Level:
         if family not in self._families:
             mine = self._known.take(self._of_family[family])
-            below = self._kind(_is_product(family))
+            below = self._kind(is_product(family))
             self._families[family] = Level(below, _by_epilogue(mine.kernels.types), *mine)
         return self._families[family]
 

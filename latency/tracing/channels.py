@@ -34,7 +34,7 @@ class Channels(NamedTuple):
 class Variable:
     """So many channels that layer `maker` makes; `multiple`: only whole groups of so many can go.
 
-    `meaning` are the variables that stand for it, one after another, once it is joined to another or cut. `place` orders
+    `meaning` are stretches that stand for it, one after another, once it is joined to another, cut or grouped. `place` orders
     variables as the network makes them; what is `uncut` is not to be cut.
     """
 
@@ -44,7 +44,7 @@ class Variable:
     fixed: bool = False
     multiple: int = 1
     uncut: bool = False
-    meaning: tuple[int, ...] = ()
+    meaning: Flows = ()
 
 
 class Variables:
@@ -66,7 +66,7 @@ class Variables:
 
     def roots(self, flows: Iterable[Flow]) -> Flows:
         """The same stretches in variables that stand for themselves."""
-        return tuple(Flow(root, flow.per_channel) for flow in flows for root in self._roots(flow.variable))
+        return tuple(root for flow in flows for root in self._roots(flow))
 
     def entries(self, flow: Flow) -> int:
         """Length of the stretch at full width."""
@@ -132,6 +132,20 @@ class Variables:
         self.keep_uncut(roots)
         return (Flow(roots[0].variable, roots[0].per_channel // count),)
 
+    def grouped(self, flows: Flows, count: int) -> Flows | None:
+        """The channels of which each is `count` consecutive entries, that go together from now on. None where channels would
+        have to be cut through."""
+        roots = self.roots(flows)
+        sizes = [max(1, count // flow.per_channel) for flow in roots]  # channels that become one
+        if any(
+            self._all[flow.variable].size % size or flow.per_channel * size % count
+            for flow, size in zip(roots, sizes, strict=True)
+        ):
+            return None
+        for flow, size in zip(roots, sizes, strict=True):
+            self._group(flow.variable, size)
+        return tuple(Flow(flow.variable, flow.per_channel // count) for flow in self.roots(roots))
+
     def _first(self, flows: Flows, length: int) -> Flows | None:
         """The stretches that the first `length` entries are, after cutting; None where that goes through a channel."""
         first: Flows = ()
@@ -147,9 +161,9 @@ class Variables:
             first += (flow,)
         return first
 
-    def _roots(self, variable: int) -> tuple[int, ...]:
-        meaning = self._all[variable].meaning
-        return tuple(root for one in meaning for root in self._roots(one)) if meaning else (variable,)
+    def _roots(self, flow: Flow) -> Flows:
+        meaning = repeated(self._all[flow.variable].meaning, flow.per_channel)
+        return tuple(root for one in meaning for root in self._roots(one)) if meaning else (flow,)
 
     def _unite(self, a: int, b: int) -> None:
         """The set's name is its earliest member, so genes keep the order of the network."""
@@ -160,7 +174,7 @@ class Variables:
         first.fixed = first.fixed or second.fixed
         first.multiple = math.lcm(first.multiple, second.multiple)
         first.uncut = first.uncut or second.uncut
-        second.meaning = (low,)
+        second.meaning = (Flow(low),)
 
     def _cut(self, root: int, size: int) -> None:
         """The first `size` channels and the rest become variables of their own; fixed where that goes through a group,
@@ -170,4 +184,13 @@ class Variables:
         for start, length in ((0, size), (size, whole.size - size)):
             maker = f"{whole.maker}[{start}:]" if start else whole.maker
             self._all.append(Variable(length, maker, (*whole.place, start), fixed, whole.multiple))
-        whole.meaning = (len(self._all) - 2, len(self._all) - 1)
+        whole.meaning = (Flow(len(self._all) - 2), Flow(len(self._all) - 1))
+
+    def _group(self, root: int, size: int) -> None:
+        """Each `size` channels become one of a variable of its own."""
+        single = self._all[root]
+        if size == 1 or single.meaning:
+            return
+        multiple = single.multiple // math.gcd(single.multiple, size)
+        self._all.append(Variable(single.size // size, single.maker, single.place, single.fixed, multiple, single.uncut))
+        single.meaning = (Flow(len(self._all) - 1, size),)

@@ -24,6 +24,17 @@ def conv(walk: Walk, node: fx.Node, layer: nn.Conv2d) -> Channels:
     return Channels(outputs)
 
 
+def conv_transpose(walk: Walk, node: fx.Node, layer: nn.ConvTranspose2d) -> Channels:
+    """The same, from every position of the image to a window of positions."""
+    if layer.groups > 1 or len(node.args) > 1 or node.kwargs:
+        raise Unfollowed(f"is a ConvTranspose2d {'in groups' if layer.groups > 1 else 'that is told its output size'}")
+    height, width = shape_of(walk.source(node))[2:]
+    taps = math.prod(layer.kernel_size) * height * width
+    inputs, outputs = walk.input_on(node, 1), walk.new(node, layer.out_channels)
+    _layer(walk, node, layer, "conv", inputs, outputs, taps, layer.kernel_size)
+    return Channels(outputs)
+
+
 def _grouped(walk: Walk, node: fx.Node, layer: nn.Conv2d) -> Flows:
     """Outputs of a grouped convolution: pruning its input drops whole groups, and with them their outputs.
 
@@ -143,7 +154,7 @@ def _for_each(walk: Walk, flows: Flows, name: str) -> None:
 def _layer(
     walk: Walk,
     node: fx.Node,
-    layer: nn.Conv2d | nn.Linear,
+    layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear,
     kind: str,
     inputs: Flows | int,
     outputs: Flows,
@@ -157,6 +168,7 @@ def _layer(
     if not isinstance(before, int) and not isinstance(inputs, int):
         walk.variables.join(before, inputs)
     walk.layers[name] = (kind, before, made, times + taps)
-    walk.tensors[f"{name}.weight"] = (made, before, *window)
+    axes = (before, made) if isinstance(layer, nn.ConvTranspose2d) else (made, before)
+    walk.tensors[f"{name}.weight"] = (*axes, *window)
     if layer.bias is not None:
         walk.tensors[f"{name}.bias"] = (made,)

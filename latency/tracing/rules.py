@@ -21,6 +21,7 @@ Rule = Callable[[Walk, fx.Node, Any], Channels]
 
 OF_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Rule], ...] = (
     (nn.Conv2d, layers.conv),
+    (nn.ConvTranspose2d, layers.conv_transpose),
     (nn.Conv1d, layers.conv1d),
     (nn.Linear, layers.linear),
     (nn.BatchNorm2d, layers.batchnorm),
@@ -31,6 +32,8 @@ OF_MODULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Rule], ..
     (nn.PReLU, layers.prelu),
     (nn.Flatten, views.reshape),
     (nn.ChannelShuffle, views.shuffle),
+    (nn.PixelShuffle, views.pixel_shuffle),
+    (nn.PixelUnshuffle, views.pixel_unshuffle),
     (nn.GLU, parts.glu),
     (nn.Softmax, moves.softmax),
     (operations.POINTWISE_MODULES, moves.passed),
@@ -46,6 +49,8 @@ OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = 
     (operations.SPREAD_FUNCTIONS, moves.spread),
     (operations.EXTREME_FUNCTIONS, joins.extreme),
     (frozenset({F.channel_shuffle}), views.shuffle),
+    (frozenset({F.pixel_shuffle}), views.pixel_shuffle),
+    (frozenset({F.pixel_unshuffle}), views.pixel_unshuffle),
     (operations.RESHAPING_FUNCTIONS, views.reshape),
     (operations.CONCATENATING_FUNCTIONS, joins.concatenate),
     (frozenset({torch.stack}), joins.stack),

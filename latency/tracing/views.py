@@ -41,6 +41,21 @@ def shuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
     return Channels(repeated(part.flows, groups))
 
 
+def pixel_shuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
+    """Consecutive channels become positions of one."""
+    before, after = shape_of(walk.source(node)), shape_of(node)
+    flows = walk.variables.grouped(walk.input_on(node, 1), before[1] // after[1])
+    if flows is None:
+        raise Unfollowed("makes one channel of parts of others")
+    return Channels(flows)
+
+
+def pixel_unshuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
+    """Positions become consecutive channels."""
+    before, after = shape_of(walk.source(node)), shape_of(node)
+    return Channels(repeated(walk.input_on(node, 1), after[1] // before[1]))
+
+
 def _flattened(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
     if node.op != "call_module":
         rewrite(node, torch.flatten, len(after) - 1)

@@ -76,6 +76,7 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
         "tinynet:derived",
         "tinynet:twice",
         "tinynet:widening",
+        "tinynet:hourglass",
     ],
 )
 def test_a_structure_in_the_users_own_class(name: str, awake) -> None:

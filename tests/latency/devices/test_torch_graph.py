@@ -13,7 +13,7 @@ from latency.devices.torch_graph import torch_module
 FLOAT = onnx.TensorProto.FLOAT
 NAMES = (
     "mobilenet_v2 mobilenet_v3_large efficientnet_b0 resnet18 tinynet:small_densenet googlenet regnet_y_400mf alexnet "
-    "shufflenet_v2_x0_5 tinynet:tiny_convnext tinynet:halves tinynet:gates tinynet:derived"
+    "shufflenet_v2_x0_5 tinynet:tiny_convnext tinynet:halves tinynet:gates tinynet:derived tinynet:hourglass"
 ).split()
 
 
@@ -51,6 +51,13 @@ F = np.float32
 RNG = np.random.default_rng(1)
 
 
+def resized(where: str, mode: str, **attributes: object) -> bytes:
+    """By scales, or, where both axes shall have 7, by sizes."""
+    scales, sizes = {"scales": np.array([1, 1, 2, 3], F)}, {"scales": np.zeros(0, F), "sizes": np.array([1, 2, 7, 7])}
+    place = {"coordinate_transformation_mode": where, "mode": mode, **attributes}
+    return operation("Resize", (1, 2, 5, 4), {"roi": np.zeros(0, F)} | (sizes if where == "align_corners" else scales), **place)
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -82,6 +89,16 @@ RNG = np.random.default_rng(1)
         operation("PRelu", (2, 4, 5, 5), {"slope": RNG.random((1, 1, 1, 1), F)}),
         operation("LeakyRelu", (2, 4), alpha=0.3),
         operation("Softmax", (2, 4), axis=0),
+        operation("ConvTranspose", (1, 4, 5, 5), {"w": RNG.random((4, 3, 3, 3), F)}, strides=[2, 2], output_padding=[1, 1]),
+        operation("DepthToSpace", (1, 24, 3, 4), blocksize=2, mode="CRD"),
+        operation("DepthToSpace", (1, 24, 3, 4), blocksize=2),
+        operation("SpaceToDepth", (1, 3, 4, 6), blocksize=2),
+        resized("asymmetric", "nearest", nearest_mode="floor"),
+        resized("half_pixel", "nearest", nearest_mode="round_prefer_ceil"),
+        resized("half_pixel", "linear"),
+        resized("pytorch_half_pixel", "cubic"),
+        resized("align_corners", "linear"),
+        resized("align_corners", "cubic"),
     ],
     ids=lambda model: onnx.load_from_string(model).graph.node[0].op_type,
 )
@@ -93,3 +110,5 @@ def test_operations_with_their_attributes(model: bytes) -> None:
 def test_an_unknown_operation_is_named() -> None:
     with pytest.raises(latency.MeasurementError, match=r"'Det'.*no PyTorch counterpart"):
         torch_module(onnx.load_from_string(operation("Det", (3, 3))))
+    with pytest.raises(latency.MeasurementError, match=r"'Resize' \(nearest, align_corners\) has no PyTorch counterpart"):
+        agree(resized("align_corners", "nearest"), (1, 2, 5, 4))

@@ -196,7 +196,7 @@ def test_onnx_files_of_an_older_opset_are_predicted(predictor, nonlinear) -> Non
     assert predicted.latency_ms == pytest.approx(nonlinear.load(model).total, rel=0.4)
 
 
-@pytest.mark.parametrize("name", ["tinynet:mixed", "tinynet:halves", "tinynet:gates"])
+@pytest.mark.parametrize("name", ["tinynet:mixed", "tinynet:halves", "tinynet:gates", "tinynet:hourglass"])
 def test_networks_that_concatenate_are_predicted(name: str, lawful, tmp_path, rng, random_widths) -> None:
     """A kernel that reads a concatenation depends on more than two genes; its table is linear in them."""
     network = latency.trace(load(name, num_classes=10), (1, 3, 24, 24), align=2)

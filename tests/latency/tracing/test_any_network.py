@@ -309,6 +309,28 @@ class Computed(Step):
         return y * (responses / (responses.mean(dim=1, keepdim=True) + 1e-6)) + x
 
 
+class Enlarged(Step):
+    """Transposed convolutions and pixel shuffles, as decoders and super-resolution have them; then back to the old size."""
+
+    def __init__(self, channels: int, made: int, how: int) -> None:
+        super().__init__(4 * made if how == 3 else made)
+        self.how, self.act, self.shrink = how, nn.ReLU(), nn.AvgPool2d(2)
+        self.up = nn.ConvTranspose2d(channels, made, 4 - how % 2, stride=2, padding=1, output_padding=how % 2, bias=how > 0)
+        self.norm = nn.BatchNorm2d(made)
+        self.wide = nn.Conv2d(channels, 2 * made, 1)
+        self.shuffle, self.unshuffle = nn.PixelShuffle(2), nn.PixelUnshuffle(2)
+        self.narrow = nn.Conv2d(4 * channels, 4 * made, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how < 2:
+            return self.shrink(self.act(self.norm(self.up(x))))
+        if self.how == 2:
+            y = self.wide(x)
+            return self.shrink(self.shuffle(torch.cat((y, self.act(y)), 1)))
+        y = self.narrow(self.unshuffle(F.interpolate(x, scale_factor=2)))
+        return self.unshuffle(self.norm(F.pixel_shuffle(y, 2)))
+
+
 class Kept(Step):
     """Layers that keep their channels, whatever they do."""
 
@@ -317,7 +339,7 @@ class Kept(Step):
         self.before, self.after, self.how = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1), how
         kinds = (
             lambda: nn.GroupNorm(2, 4), lambda: nn.InstanceNorm2d(4), lambda: nn.LayerNorm((4, 8, 8)),
-            lambda: nn.ConvTranspose2d(4, 4, 3, padding=1), lambda: nn.Linear(8, 8),
+            lambda: nn.ConvTranspose2d(4, 4, 3, padding=1, groups=2), lambda: nn.Linear(8, 8),
             lambda: nn.MultiheadAttention(4, 2, batch_first=True),
         )  # fmt: skip
         self.layer = kinds[how]()
@@ -365,6 +387,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Widened), st.tuples(choice)),
     st.tuples(st.just(Compared), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Computed), st.tuples(choice)),
+    st.tuples(st.just(Enlarged), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Kept), st.tuples(choice)),
     st.tuples(st.just(Own), st.tuples(st.integers(0, 4))),
 )
