@@ -181,7 +181,7 @@ class _Structure(fx.Interpreter):
             if module.padding_mode == "zeros":
                 return F.conv2d(args[0], weight, bias, module.stride, module.padding, module.dilation, groups)
             module = narrowed(module, groups=groups)
-        if isinstance(module, nn.ConvTranspose2d) and module.groups == len(args) == 1:
+        if isinstance(module, nn.ConvTranspose2d) and module.groups == len(args) == 1 and not kwargs:
             assert weight is not None
             rest: Any = (module.stride, module.padding, module.output_padding, 1, module.dilation)
             return F.conv_transpose2d(args[0], weight, bias, *rest)
