@@ -29,7 +29,8 @@ class PruningNet(nn.Module):
 
     Args:
         start: weights by the traced network's names, at full width, that training starts from.
-        generator: a name in `GENERATORS`.
+        generator: a name in `GENERATORS`. Any optimiser trains "low-rank" and "shared"; "full" holds banks with an SGD of their
+            own, which `pruning.fit` steps.
         hidden: width of the generators' hidden layer.
 
     Example:
