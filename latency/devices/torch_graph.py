@@ -213,6 +213,12 @@ def _resize(
     return F.interpolate(x, size, mode=called, align_corners=place == "align_corners" if smooth else None)
 
 
+def _where(condition: Tensor | bool, x: Tensor, y: Tensor) -> Tensor:
+    if isinstance(condition, bool):
+        condition = torch.full((), condition, device=x.device)
+    return torch.where(condition, x, y)
+
+
 def _concat(*parts: Tensor, axis: int) -> Tensor:
     return torch.cat(parts, axis)
 
@@ -239,10 +245,13 @@ def _transpose(x: Tensor, *, perm: Ints) -> Tensor:
 
 
 def _slice(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> Tensor:
-    index = [slice(None)] * x.dim()
     for axis, *bounds in zip(axes or range(len(starts)), starts, ends, steps or [1] * len(starts), strict=True):
-        index[axis] = slice(*bounds)
-    return x[tuple(index)]
+        size = x.shape[axis]
+        taken = range(size)[slice(*bounds)]
+        if taken.step < 0:  # torch does not step backwards
+            x, taken = x.flip(axis), range(size - 1 - taken.start, size - 1 - taken.stop, -taken.step)
+        x = x[(slice(None),) * (axis % x.dim()) + (slice(taken.start, taken.stop, taken.step),)]
+    return x
 
 
 def _squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
@@ -306,7 +315,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Exp": torch.exp, "Log": torch.log, "Pow": torch.pow, "Abs": torch.abs, "Neg": torch.neg, "Sign": torch.sign,
     "Sin": torch.sin, "Cos": torch.cos, "Reciprocal": torch.reciprocal, "Softsign": F.softsign, "Not": torch.logical_not,
     "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le, "And": torch.logical_and,
-    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Where": torch.where,
+    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Where": _where,
     "Max": torch.maximum, "Min": torch.minimum,
     "Concat": _concat, "Split": _split, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose,
     "Gather": _gather, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Pad": _pad,

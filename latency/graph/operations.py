@@ -43,12 +43,17 @@ JOINING_FUNCTIONS: frozenset[Any] = frozenset(
     {
         operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
         operator.pow, operator.gt, operator.ge, operator.lt, operator.le, torch.add, torch.sub, torch.mul, torch.div,
-        torch.pow, torch.maximum, torch.minimum, torch.where, "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
+        torch.pow, torch.maximum, torch.minimum, torch.where, torch.addcmul, torch.addcdiv, torch.lerp,
+       "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
         "pow", "maximum", "minimum",
     }
 )  # fmt: skip
 REDUCING_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})
 SPREAD_FUNCTIONS: frozenset[Any] = frozenset({torch.std, torch.var, torch.norm, "std", "var", "norm"})
+SOFTMAX_FUNCTIONS: frozenset[Any] = frozenset(
+    {torch.softmax, F.softmax, "softmax", torch.log_softmax, F.log_softmax, "log_softmax"}
+)
+TURNING_FUNCTIONS: frozenset[Any] = frozenset({torch.flip, torch.roll, "flip", "roll"})
 EXTREME_FUNCTIONS: frozenset[Any] = frozenset({torch.max, torch.min, "max", "min"})
 RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
@@ -37,6 +39,8 @@ def follow(walk: Walk, node: fx.Node) -> None:
             walk.channels[node] = walk.kept_bare(node)
     elif node.target in operations.MAKING_FUNCTIONS:
         walk.channels[node] = _made(walk, node)
+    elif not walk.carriers(node) and math.prod(shape_of(node)) == 1:
+        _parameters_kept(walk, node)  # a number made of others, as the inverse of a learnt power
     elif walk.bare(node) is None:
         try:
             walk.channels[node] = _part(walk, node) or _followed(walk, node)

@@ -21,11 +21,14 @@ def passed(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def softmax(walk: Walk, node: fx.Node, module: Any) -> Channels:
-    """Over another axis than the channels'."""
-    dim = argument(node, 1, "dim") if module is None else module.dim
-    if not isinstance(dim, int) or dim % len(shape_of(node)) == walk.input(node).axis:
+    """Over another axis than the channels', or over the scores of the network, which are kept."""
+    dim, channels = argument(node, 1, "dim") if module is None else module.dim, walk.input(node)
+    if isinstance(dim, int) and dim % len(shape_of(node)) != channels.axis:
+        return channels
+    if any(user.op != "output" for user in node.users):
         raise Unfollowed("normalises over the channels")
-    return walk.input(node)
+    walk.variables.pin(channels.flows)
+    return channels
 
 
 def pool(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -44,9 +47,10 @@ def reduce(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def spread(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """A deviation or a norm over positions."""
-    given = argument(node, 2 if node.target in (torch.norm, "norm") else 1, "dim")
-    if walk.input(node).axis in _dims(walk, node, given):
+    """A deviation over positions, or a norm, in which zeros count for nothing, over channels too."""
+    is_norm = node.target in (torch.norm, "norm")
+    given = argument(node, 2 if is_norm else 1, "dim")
+    if walk.input(node).axis in _dims(walk, node, given) and not is_norm:
         raise Unfollowed("measures how far channels spread")
     return reduced(walk, node, given, shape_of(node))
 
@@ -87,13 +91,34 @@ def transpose(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def expand(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """Repeated to the shape of what it is then combined with: left out, since that repeats it anyway."""
+    """Repeated to the shape that it is then combined to: left out, since that repeats it anyway."""
     for user in node.users:
-        others = [other for other in user.all_input_nodes if other.target not in operations.EXPANDING_FUNCTIONS]
-        if user.target not in operations.JOINING_FUNCTIONS or shape_of(node) not in map(shape_of, others):
+        operands = [one for one in user.all_input_nodes if shape_of(one) is not None]
+        expanded = [one.target in operations.EXPANDING_FUNCTIONS for one in operands]
+        shapes = [shape_of(walk.source(one) if repeats else one) for one, repeats in zip(operands, expanded, strict=True)]
+        if user.target not in operations.JOINING_FUNCTIONS or torch.broadcast_shapes(*shapes) != shape_of(node):
             raise Unfollowed("repeats channels or positions")
     node.replace_all_uses_with(walk.source(node))
     return walk.input(node)
+
+
+def turn(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Positions change places: flipped, or rolled by some."""
+    given: Any = argument(node, 2 if node.target in (torch.roll, "roll") else 1, "dims")
+    if walk.input(node).axis in _dims(walk, node, given) or given is None:
+        raise Unfollowed("turns the channels round")
+    return walk.input(node)
+
+
+def normalize(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Divided by its norm, written out: what is pruned would count for nothing in it."""
+    power, dim, least = (argument(node, place, name) for place, name in ((1, "p"), (2, "dim"), (3, "eps")))
+    source = walk.source(node)
+    with node.graph.inserting_before(node):
+        norm = node.graph.call_function(torch.norm, (source, power or 2.0, 1 if dim is None else dim, True))
+        divisor = node.graph.call_function(torch.clamp_min, (norm, least or 1e-12))
+    node.target, node.args, node.kwargs = torch.div, (source, divisor), {}
+    return walk.channels[source]
 
 
 def squeeze(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:

@@ -76,6 +76,11 @@ def resized(where: str, mode: str, **attributes: object) -> bytes:
         operation(
             "Slice", (2, 6, 5), {"b": np.array([1, -3]), "e": np.array([99, -1]), "a": np.array([1, 2]), "s": np.array([2, 1])}
         ),
+        operation(
+            "Slice",
+            (2, 6, 5),
+            {"b": np.array([-1, 3]), "e": np.array([-99, 0]), "a": np.array([-1, 1]), "s": np.array([-1, -2])},
+        ),
         operation("Squeeze", (2, 1, 5, 1), {"axes": np.array([1, -1])}),
         operation("Unsqueeze", (2, 5), {"axes": np.array([-1, 1])}),
         operation("Pad", (1, 2, 5, 5), {"pads": np.array([0, 0, 1, 0, 0, 0, 2, 3]), "value": np.array(0.5, F)}),

@@ -331,6 +331,28 @@ class Enlarged(Step):
         return self.unshuffle(self.norm(F.pixel_shuffle(y, 2)))
 
 
+class Various(Step):
+    """Idioms of metric learning and attention: GeM's learnt power, normalised features, BAM's gates, turned images."""
+
+    def __init__(self, channels: int, inside: int, how: int) -> None:
+        super().__init__(channels)
+        self.how, self.conv, self.power = how, nn.Conv2d(channels, channels, 3, padding=1), nn.Parameter(torch.rand(1) + 2)
+        self.squeeze, self.excite = nn.Linear(channels, inside), nn.Linear(inside, channels)
+        self.place = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.how == 0:
+            return F.avg_pool2d(y.clamp(min=0.01).pow(self.power), 3, 1, 1).pow(1.0 / self.power)
+        if self.how == 1:
+            return F.normalize(y) + F.normalize(x, dim=-1, eps=0.1) * torch.norm(x, dim=1, keepdim=True)
+        if self.how == 2:
+            gate = self.excite(self.squeeze(y.mean((2, 3))))[:, :, None, None].expand_as(y)
+            return y * (1 + torch.sigmoid(gate * self.place(y).expand_as(y)))
+        turned = torch.flip(y, (3,)) + torch.roll(x, (1, 2), (2, 3)) + y.flip(2, 3)
+        return torch.addcmul(torch.lerp(turned, y, 0.3), x, y, value=0.5)
+
+
 class Kept(Step):
     """Layers that keep their channels, whatever they do."""
 
@@ -388,6 +410,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Compared), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Computed), st.tuples(choice)),
     st.tuples(st.just(Enlarged), st.tuples(few, st.integers(0, 3))),
+    st.tuples(st.just(Various), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Kept), st.tuples(choice)),
     st.tuples(st.just(Own), st.tuples(st.integers(0, 4))),
 )

@@ -344,7 +344,9 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: x.squeeze(), "squeezes"),
         (lambda m, x: x.squeeze(0), "squeezes"),
         (lambda m, x: F.pad(x, (0, 0, 0, 0, 0, -2)), "changes the number of channels"),
-        (lambda m, x: m.second(x.flip(1)), "flip"),
+        (lambda m, x: m.second(x.flip(1)), "turns the channels round"),
+        (lambda m, x: m.second(x.roll(1)), "turns the channels round"),
+        (lambda m, x: F.log_softmax(x, 1) * x, "normalises over the channels"),
         (lambda m, x: m.second(x + torch.zeros(x.shape)), "has another tensor's sizes"),
         (lambda m, x: m.second(x) + x.mean(), "nothing that has channels"),
     ],
@@ -390,6 +392,13 @@ def test_views_that_leave_channels_whole_are_followed(tail) -> None:
         np.testing.assert_allclose(structure(images).detach(), scores, atol=1e-5)
         kernels = [one.kernel for one in find_kernels(onnx.load_from_string(net.onnx(widths)))]
         assert max(kernel.cin for kernel in kernels) <= max(3, *widths, 8 if widths == net.max_widths else 0)
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.LogSoftmax(-3)])
+def test_probabilities_at_the_end_are_of_scores_that_are_kept(last: nn.Module) -> None:
+    net = latency.trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1), last), (1, 3, 16, 16), align=1)
+    assert not net.unfollowed
+    assert [gene.name for gene in net.genes] == ["0"]
 
 
 def test_slopes_of_prelu_are_pruned_with_their_channels() -> None:
