@@ -207,8 +207,8 @@ def _resize(
 ) -> Tensor:  # fmt: skip
     size = list(sizes or [])[2:] or [int(old * scale) for old, scale in zip(x.shape[2:], (scales or [])[2:], strict=True)]
     place, smooth = coordinate_transformation_mode, SMOOTH.get(mode)
-    called = smooth[len(size) - 1] if smooth and place in PLACES else NEAREST.get(f"{place} {nearest_mode}")
-    if called is None or (mode == "cubic" and cubic_coeff_a != -0.75) or antialias:
+    called = smooth[len(size) - 1] if smooth else NEAREST.get(f"{place} {nearest_mode}")
+    if called is None or (smooth and place not in PLACES) or (mode == "cubic" and cubic_coeff_a != -0.75) or antialias:
         raise MeasurementError(f"operation 'Resize' ({mode}, {place}) has no PyTorch counterpart in device 'torch'.")
     return F.interpolate(x, size, mode=called, align_corners=place == "align_corners" if smooth else None)
 
@@ -320,7 +320,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Concat": _concat, "Split": _split, "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose,
     "Gather": _gather, "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Pad": _pad,
     "Resize": _resize, "DepthToSpace": _depthtospace, "SpaceToDepth": _spacetodepth,
-    "GatherND": _gathernd, "Identity": _same, "Dropout": _same,
-    "Cast": _cast,
+    "GatherND": _gathernd, "Identity": _same, "Dropout": _same, "Cast": _cast,
 }  # fmt: skip
 """What the ONNX files of traced convolutional networks consist of."""

@@ -43,9 +43,8 @@ JOINING_FUNCTIONS: frozenset[Any] = frozenset(
     {
         operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
         operator.pow, operator.gt, operator.ge, operator.lt, operator.le, torch.add, torch.sub, torch.mul, torch.div,
-        torch.pow, torch.maximum, torch.minimum, torch.where, torch.addcmul, torch.addcdiv, torch.lerp,
-       "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
-        "pow", "maximum", "minimum",
+        torch.pow, torch.maximum, torch.minimum, torch.where, torch.addcmul, torch.addcdiv, torch.lerp, "add", "add_", "sub",
+        "sub_", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum",
     }
 )  # fmt: skip
 REDUCING_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})

@@ -77,10 +77,14 @@ def _dims(walk: Walk, node: fx.Node, given: Any) -> set[int]:
 
 def permute(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Channels go where their axis goes."""
-    order: Any = node.kwargs.get("dims", node.args[1:])
-    order = order[0] if len(order) == 1 else order
     channels, rank = walk.input(node), len(shape_of(node))
-    return Channels(channels.flows, [dim % rank for dim in order].index(channels.axis))
+    return Channels(channels.flows, [dim % rank for dim in _listed(node, "dims")].index(channels.axis))
+
+
+def _listed(node: fx.Node, name: str) -> Any:
+    """What a call gives as one list, or one by one."""
+    given: Any = node.kwargs.get(name, node.args[1:])
+    return given[0] if len(given) == 1 and not isinstance(given[0], int) else given
 
 
 def transpose(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -91,11 +95,11 @@ def transpose(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def expand(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """Repeated to the shape that it is then combined to: left out, since that repeats it anyway."""
+    """Repeated to the shape of what it is then combined to: left out, since that repeats it anyway."""
+    expanding = operations.EXPANDING_FUNCTIONS
     for user in node.users:
         operands = [one for one in user.all_input_nodes if shape_of(one) is not None]
-        expanded = [one.target in operations.EXPANDING_FUNCTIONS for one in operands]
-        shapes = [shape_of(walk.source(one) if repeats else one) for one, repeats in zip(operands, expanded, strict=True)]
+        shapes = [shape_of(one.all_input_nodes[0] if one.target in expanding else one) for one in operands]
         if user.target not in operations.JOINING_FUNCTIONS or torch.broadcast_shapes(*shapes) != shape_of(node):
             raise Unfollowed("repeats channels or positions")
     node.replace_all_uses_with(walk.source(node))
@@ -104,21 +108,23 @@ def expand(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 def turn(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Positions change places: flipped, or rolled by some."""
-    given: Any = argument(node, 2 if node.target in (torch.roll, "roll") else 1, "dims")
-    if walk.input(node).axis in _dims(walk, node, given) or given is None:
+    given: Any = argument(node, 2, "dims") if node.target in (torch.roll, "roll") else _listed(node, "dims")
+    if given is None or walk.input(node).axis in _dims(walk, node, given):
         raise Unfollowed("turns the channels round")
     return walk.input(node)
 
 
 def normalize(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Divided by its norm, written out: what is pruned would count for nothing in it."""
-    power, dim, least = (argument(node, place, name) for place, name in ((1, "p"), (2, "dim"), (3, "eps")))
-    source = walk.source(node)
+    given = {"p": 2.0, "dim": 1, "eps": 1e-12} | dict(zip(("p", "dim", "eps"), node.args[1:], strict=False)) | node.kwargs
+    source, channels = walk.source(node), walk.input(node)
     with node.graph.inserting_before(node):
-        norm = node.graph.call_function(torch.norm, (source, power or 2.0, 1 if dim is None else dim, True))
-        divisor = node.graph.call_function(torch.clamp_min, (norm, least or 1e-12))
+        norm = node.graph.call_function(torch.norm, (source, given["p"], given["dim"], True))
+        divisor = node.graph.call_function(torch.clamp_min, (norm, given["eps"]))
+    if channels.axis in _dims(walk, node, given["dim"]):
+        walk.over_channels[norm.name] = channels
     node.target, node.args, node.kwargs = torch.div, (source, divisor), {}
-    return walk.channels[source]
+    return channels
 
 
 def squeeze(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:

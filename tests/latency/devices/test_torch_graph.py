@@ -117,3 +117,5 @@ def test_an_unknown_operation_is_named() -> None:
         torch_module(onnx.load_from_string(operation("Det", (3, 3))))
     with pytest.raises(latency.MeasurementError, match=r"'Resize' \(nearest, align_corners\) has no PyTorch counterpart"):
         agree(resized("align_corners", "nearest"), (1, 2, 5, 4))
+    with pytest.raises(latency.MeasurementError, match=r"'Resize' \(linear, asymmetric\)"):
+        agree(resized("asymmetric", "linear", nearest_mode="floor"), (1, 2, 5, 4))

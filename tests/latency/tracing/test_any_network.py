@@ -345,7 +345,7 @@ class Various(Step):
         if self.how == 0:
             return F.avg_pool2d(y.clamp(min=0.01).pow(self.power), 3, 1, 1).pow(1.0 / self.power)
         if self.how == 1:
-            return F.normalize(y) + F.normalize(x, dim=-1, eps=0.1) * torch.norm(x, dim=1, keepdim=True)
+            return F.normalize(torch.sigmoid(y)) + F.normalize(x, dim=-1, eps=0.1) * torch.norm(x, dim=1, keepdim=True)
         if self.how == 2:
             gate = self.excite(self.squeeze(y.mean((2, 3))))[:, :, None, None].expand_as(y)
             return y * (1 + torch.sigmoid(gate * self.place(y).expand_as(y)))

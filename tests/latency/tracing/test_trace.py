@@ -345,6 +345,8 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: x.squeeze(0), "squeezes"),
         (lambda m, x: F.pad(x, (0, 0, 0, 0, 0, -2)), "changes the number of channels"),
         (lambda m, x: m.second(x.flip(1)), "turns the channels round"),
+        (lambda m, x: m.second(x.flip(2, 1)), "turns the channels round"),
+        (lambda m, x: m.second(torch.roll(x, (1, 2), (3, -3))), "turns the channels round"),
         (lambda m, x: m.second(x.roll(1)), "turns the channels round"),
         (lambda m, x: F.log_softmax(x, 1) * x, "normalises over the channels"),
         (lambda m, x: m.second(x + torch.zeros(x.shape)), "has another tensor's sizes"),
