@@ -119,7 +119,7 @@ class Template:
         model = export_onnx(module, input_shape)
         _compute_weights(model)
         _add_missing_biases(model.graph)
-        _unshare_weights(model.graph)
+        _unshare_weights(model.graph, tensors)
         shapes = static_shapes(model)
         places = channel_axes(model.graph, shapes)
         self.channels, self._sliced = _annotate(model.graph, name, input_shape[1], tensors, shapes, places)
@@ -196,14 +196,15 @@ def _add_missing_biases(graph: onnx.GraphProto) -> None:
             graph.initializer.append(numpy_helper.from_array(np.zeros(outputs, dtype=np.float32), f"{weight}_bias"))
 
 
-def _unshare_weights(graph: onnx.GraphProto) -> None:
+def _unshare_weights(graph: onnx.GraphProto, trained: Tensors) -> None:
     """A copy for every node that reads an initializer: the export shares equal ones, which are pruned differently."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     reader: dict[str, int] = {}
     for number, node in enumerate(graph.node):
         if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | COUNTING:
             continue
-        first = 2 if node.op_type in ("Conv", "ConvTranspose", "Gemm") else 0  # their weights keep their parameters' names
+        named = node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.input[1] in trained
+        first = 2 if named else 0  # these weights keep their parameters' names
         for position, name in list(enumerate(node.input))[first:]:
             if name in tensors and reader.setdefault(name, number) != number:
                 copied = graph.initializer.add()
@@ -236,6 +237,8 @@ def _annotate(
         mixing = mixes_channels(node, places[node.output[0]], shapes)
         weighted = node.op_type in PRODUCTS and node.input[1] in dims and not mixing
         axes = _weight_axes(node, tensors) if weighted else None
+        if weighted and axes is None and dims[node.input[1]][:2] == (attributes_of(node).get("group"), 1):
+            axes = (axis, *map(Axis, dims[node.input[1]][1:]))  # a fixed filter for each channel
         if axes is None and not axis.genes:  # nothing that widths change: whatever it does, it stays as it is
             channels.update({name: Axis(shapes[name][1] if len(shapes[name]) > 1 else 1) for name in node.output if name})
             continue

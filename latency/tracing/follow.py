@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
 from torch import fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
@@ -70,11 +71,11 @@ def _made(walk: Walk, node: fx.Node) -> Channels:
 
 
 def _joins(user: fx.Node) -> bool:
-    """Whether what uses a bare parameter adds it to something, or multiplies by it, maybe in another shape, or asks for
-    its size."""
+    """Whether what uses a bare parameter adds it to something, or multiplies by it, maybe in another shape, filters with it, or
+    asks for its size."""
     if lies_along_one_axis(user):
         return all(other.target in operations.JOINING_FUNCTIONS for other in user.users)
-    return shape_of(user) is None or user.target in operations.JOINING_FUNCTIONS
+    return shape_of(user) is None or user.target in operations.JOINING_FUNCTIONS | {F.conv2d}
 
 
 def _part(walk: Walk, node: fx.Node) -> Channels | None:

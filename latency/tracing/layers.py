@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 
+import torch
 from torch import fx, nn
 
 from latency.tracing.channels import Channels, Flows, repeated
-from latency.tracing.symbolic import shape_of
+from latency.tracing.symbolic import argument, number, shape_of
 from latency.tracing.walk import Unfollowed, Walk
 
 
@@ -56,6 +58,25 @@ def _grouped(walk: Walk, node: fx.Node, layer: nn.Conv2d) -> Flows:
 def _cuts_groups(walk: Walk, flows: Flows, group: int) -> bool:
     """Whether a group of so many entries would lie across a concatenation."""
     return any(walk.variables.entries(flow) % group for flow in flows)
+
+
+def blur(walk: Walk, node: fx.Node, module: None) -> Channels:
+    """The same fixed filter for every channel, as where pooling shall not alias (Zhang 2019, arXiv 1904.11486)."""
+    filters, groups = argument(node, 1, "weight"), number(argument(node, 6, "groups"))
+    fixed = dict(walk.modules[""].named_buffers()).get(str(filters.target))
+    if fixed is None or argument(node, 2, "bias") is not None or not groups == len(fixed) == shape_of(walk.source(node))[1]:
+        raise Unfollowed("calls conv2d")
+    if not torch.equal(fixed, fixed[:1].expand_as(fixed)):
+        raise Unfollowed("has filters of its own for each channel, which are not trained")
+    flows = walk.input_on(node, 1)
+    with node.graph.inserting_before(node):
+        first = node.graph.call_function(operator.getitem, (filters, slice(0, 1)))
+        channels = node.graph.call_method("size", (walk.source(node), 1))
+        alike = node.graph.call_method("expand", (first, channels, -1, -1, -1))
+    settings = {name: argument(node, place, name) for place, name in ((3, "stride"), (4, "padding"), (5, "dilation"))}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    node.args, node.kwargs = (walk.source(node), alike), {**settings, "groups": channels}
+    return Channels(flows)
 
 
 def conv1d(walk: Walk, node: fx.Node, layer: nn.Conv1d) -> Channels:

@@ -48,6 +48,7 @@ OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = 
     (operations.REDUCING_FUNCTIONS, moves.reduce),
     (operations.SPREAD_FUNCTIONS, moves.spread),
     (operations.EXTREME_FUNCTIONS, joins.extreme),
+    (frozenset({F.conv2d}), layers.blur),
     (frozenset({F.channel_shuffle}), views.shuffle),
     (frozenset({F.pixel_shuffle}), views.pixel_shuffle),
     (frozenset({F.pixel_unshuffle}), views.pixel_unshuffle),

@@ -353,6 +353,21 @@ class Various(Step):
         return torch.addcmul(torch.lerp(turned, y, 0.3), x, y, value=0.5)
 
 
+class Blurred(Step):
+    """Fixed filters, the same for every channel, as where pooling shall not alias; so alike that exports share them."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__(channels)
+        self.conv, self.stride = nn.Conv2d(channels, channels, 3, padding=1), stride
+        window = torch.outer(torch.tensor([0.25, 0.5, 0.25]), torch.ones(3) / 3)
+        self.register_buffer("filters", window.repeat(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        smaller = F.conv2d(F.pad(x, [1] * 4, mode="reflect"), self.filters, stride=self.stride, groups=x.shape[1])
+        y = self.conv(F.interpolate(smaller, scale_factor=self.stride))
+        return F.conv2d(y, self.filters, None, 1, 1, 1, self.channels) + y
+
+
 class Kept(Step):
     """Layers that keep their channels, whatever they do."""
 
@@ -411,6 +426,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Computed), st.tuples(choice)),
     st.tuples(st.just(Enlarged), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Various), st.tuples(few, st.integers(0, 3))),
+    st.tuples(st.just(Blurred), st.tuples(st.integers(1, 2))),
     st.tuples(st.just(Kept), st.tuples(choice)),
     st.tuples(st.just(Own), st.tuples(st.integers(0, 4))),
 )

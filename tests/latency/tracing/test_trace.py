@@ -212,6 +212,7 @@ class Branches(nn.Module):
         self.linear = nn.Linear(8, 4)
         self.gate = nn.Linear(8, 8)
         self.up = nn.ConvTranspose2d(8, 8, 3, padding=1)
+        self.register_buffer("edges", torch.rand(8, 1, 3, 3))
         self.tail = tail
 
     def forward(self, x):
@@ -330,6 +331,8 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: m.second(x.view(-1, 4, 2, 16, 16).transpose(1, 2).flatten(1, 2)), "reshapes"),
         (lambda m, x: F.pixel_shuffle(torch.cat((x[:, :2], x[:, 2:4]), 1), 2), "makes one channel of parts of others"),
         (lambda m, x: m.up(x, output_size=x.size()[2:]), "told its output size"),
+        (lambda m, x: F.conv2d(x, m.edges, padding=1, groups=8), "filters of its own for each channel"),
+        (lambda m, x: F.conv2d(x, m.edges[:4].reshape(4, 1, 3, 3).repeat(1, 8, 1, 1)), "calls conv2d"),
         (lambda m, x: m.up(x, (16, 16)), "told its output size"),
         (lambda m, x: m.second(x) * torch.softmax(x, 1), "normalises over the channels"),
         (lambda m, x: x.permute(0, 2, 3, 1).flatten(1), "channels on axis 3"),
