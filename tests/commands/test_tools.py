@@ -118,13 +118,13 @@ def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
     """The ranking and the comparison with uniform, random and MACs, on digits; a second call trains nothing."""
     common = ["--data", "digits", "--network", "tinynet:wide", "--images", "320", "--epochs", "1", "--train-batch", "32"]
     ranking = [
-        str(ROOT / "tools/check_ranking.py"), *common, "--structures", "3", "--seeds", "2", "--random-epochs", "1",
+        str(ROOT / "tools/check_ranking.py"), *common, "--structures", "4", "--seeds", "2", "--random-epochs", "1",
         "--sandwich-epochs", "1",
     ]  # fmt: skip
     first, second = command(ranking, workplace), command(ranking, workplace)
     assert first.stdout.splitlines()[-7:] == second.stdout.splitlines()[-7:]
     written = json.loads((workplace / "results" / "ranking.json").read_text())
-    assert len(written["structures"]) == 3
+    assert len(written["structures"]) == 4
     assert len(written["kinds"]) == 2 + 1 + 7
     assert all(-1 <= row["kendall_tau"] <= 1 for row in written["kinds"] if row["kendall_tau"] == row["kendall_tau"])
     comparison = [
