@@ -35,7 +35,7 @@ def follow(walk: Walk, node: fx.Node) -> None:
     elif shape_of(node) is None:
         return  # sizes and other plain numbers carry no channels
     elif node.op == "get_attr":
-        if not all(_joins(user) for user in node.users):
+        if not all(_joins(walk, node, user) for user in node.users):
             walk.unfollowed.append(f"parameter or buffer '{node.target}' is no summand or factor")
             walk.channels[node] = walk.kept_bare(node)
     elif node.target in operations.MAKING_FUNCTIONS:
@@ -70,12 +70,13 @@ def _made(walk: Walk, node: fx.Node) -> Channels:
     return walk.fixed(node)
 
 
-def _joins(user: fx.Node) -> bool:
-    """Whether what uses a bare parameter adds it to something, or multiplies by it, maybe in another shape, filters with it, or
-    asks for its size."""
+def _joins(walk: Walk, node: fx.Node, user: fx.Node) -> bool:
+    """Whether what uses a bare parameter adds it to something, or multiplies by it, maybe in another shape, or asks for its
+    size; or filters with it, a buffer."""
     if lies_along_one_axis(user):
         return all(other.target in operations.JOINING_FUNCTIONS for other in user.users)
-    return shape_of(user) is None or user.target in operations.JOINING_FUNCTIONS | {F.conv2d}
+    filters = user.target is F.conv2d and str(node.target) not in walk.parameters
+    return shape_of(user) is None or user.target in operations.JOINING_FUNCTIONS or filters
 
 
 def _part(walk: Walk, node: fx.Node) -> Channels | None:
