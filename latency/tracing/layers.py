@@ -66,7 +66,7 @@ def blur(walk: Walk, node: fx.Node, module: None) -> Channels:
     fixed = dict(walk.modules[""].named_buffers()).get(str(filters.target))
     if fixed is None or argument(node, 2, "bias") is not None or not groups == len(fixed) == shape_of(walk.source(node))[1]:
         raise Unfollowed("calls conv2d")
-    if not torch.equal(fixed, fixed[:1].expand_as(fixed)):
+    if not fixed.is_meta and not torch.equal(fixed, fixed[:1].expand_as(fixed)):
         raise Unfollowed("has filters of its own for each channel, which are not trained")
     flows = walk.input_on(node, 1)
     with node.graph.inserting_before(node):

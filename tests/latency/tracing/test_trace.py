@@ -406,6 +406,15 @@ def test_probabilities_at_the_end_are_of_scores_that_are_kept(last: nn.Module) -
     assert [gene.name for gene in net.genes] == ["0"]
 
 
+def test_fixed_filters_without_values_count_as_alike() -> None:
+    """As where networks are listed, which need no weights."""
+    with torch.device("meta"):
+        module = Branches(lambda m, x: m.second(F.conv2d(x, m.edges, padding=1, groups=8)))
+    net = latency.trace(module, (1, 3, 16, 16), align=1)
+    assert not net.unfollowed
+    assert "stem" in [gene.name for gene in net.genes]
+
+
 def test_slopes_of_prelu_are_pruned_with_their_channels() -> None:
     layers = [nn.Conv2d(3, 12, 3), nn.PReLU(12), nn.Conv2d(12, 12, 3), nn.PReLU(12), nn.Conv2d(12, 8, 1), nn.PReLU()]
     module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6), nn.PReLU(6), nn.Linear(6, 4))
