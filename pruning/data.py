@@ -41,7 +41,7 @@ class Dataset:
 
     def limited(self, images: int | None) -> Dataset:
         """Only the first `images` of the training images; all where None."""
-        return self if images is None else replace(self, train=self.train.subset(torch.arange(min(images, len(self.train)))))
+        return replace(self, train=self.train[:images])
 
     @property
     def size(self) -> int:

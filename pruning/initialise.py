@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
+from latency.graph.fold import CONVOLUTIONS
+
 
 def initialise(module: nn.Module, seed: int) -> None:
     """He-normal convolutions and small linear layers, drawn from `seed` (He et al. 2015; as torchvision's networks)."""
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(layer, CONVOLUTIONS):
             nn.init.normal_(layer.weight, std=he_deviation(layer.weight), generator=generator)
         elif isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features), generator=generator)
@@ -49,5 +51,5 @@ def _scaled_by_bn(structure: fx.GraphModule) -> Iterator[nn.Conv2d | nn.ConvTran
     for node in structure.graph.nodes:
         follower = next(iter(node.users)) if len(node.users) == 1 else node
         convolution, norm = modules.get(node.target), modules.get(follower.target)
-        if isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
+        if isinstance(convolution, CONVOLUTIONS) and isinstance(norm, nn.BatchNorm2d):
             yield convolution

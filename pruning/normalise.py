@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from latency.graph.fold import fold_batch_norms
+from latency.graph.fold import CONVOLUTIONS, fold_batch_norms
 from latency.graph.network import Network
 
 ADDED = "_added_bn"
@@ -32,7 +32,7 @@ def normalised(network: Network) -> Network:
     calls = Counter(node.target for node in module.graph.nodes)
     for node in list(module.graph.nodes):
         convolution = _module(module, node)
-        convolves = isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d) and node.target in outputs
+        convolves = isinstance(convolution, CONVOLUTIONS) and node.target in outputs
         if not convolves or calls[node.target] > 1:
             continue  # one that is called twice could not take two of them in
         name = f"{node.target}{ADDED}"

@@ -8,6 +8,9 @@ from collections import Counter
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+"""Layers that can take in the BN behind them."""
+
 
 def fold_batch_norms(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of `module`, in eval mode, whose convolutions have taken in the BN that alone reads them, and a bias with it.
@@ -23,7 +26,7 @@ def fold_batch_norms(module: fx.GraphModule) -> fx.GraphModule:
         before = node.all_input_nodes[0]
         convolution = layers.get(before)
         readers = [user for user in before.users if not _asks_its_kind(user)]
-        if isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d) and calls[convolution] == 1 and readers == [node]:
+        if isinstance(convolution, CONVOLUTIONS) and calls[convolution] == 1 and readers == [node]:
             layers[before] = fuse_conv_bn_eval(convolution, bn, transpose=isinstance(convolution, nn.ConvTranspose2d))
             module.set_submodule(str(before.target), layers[before])
             node.replace_all_uses_with(before)

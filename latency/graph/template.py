@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, tuple[AnyAxis, ...]]
 
 OPSET = 20
+BIASED = PRODUCTS - {"MatMul"}
 NORMS = frozenset({"BatchNormalization", "LayerNormalization", "InstanceNormalization"})
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "PRelu"})
 COUNTING = frozenset({"Resize", "Reshape"})
@@ -188,7 +189,7 @@ def _add_missing_biases(graph: onnx.GraphProto) -> None:
     """Zero biases where the export left them out: an untrained network has none, a trained one runs with them."""
     dims = {tensor.name: tensor.dims for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) == 2:
+        if node.op_type in BIASED and len(node.input) == 2:
             weight = node.input[1]
             transposed = node.op_type == "ConvTranspose"
             outputs = dims[weight][1] * attributes_of(node)["group"] if transposed else dims[weight][0]
@@ -203,7 +204,7 @@ def _unshare_weights(graph: onnx.GraphProto, trained: Tensors) -> None:
     for number, node in enumerate(graph.node):
         if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | COUNTING:
             continue
-        named = node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.input[1] in trained
+        named = node.op_type in BIASED and node.input[1] in trained
         first = 2 if named else 0  # these weights keep their parameters' names
         for position, name in list(enumerate(node.input))[first:]:
             if name in tensors and reader.setdefault(name, number) != number:

@@ -21,13 +21,11 @@ def passed(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def softmax(walk: Walk, node: fx.Node, module: Any) -> Channels:
-    """Over another axis than the channels', or over the scores of the network, which are kept."""
+    """Over another axis than the channels', or over the scores of the network, which are kept anyway."""
     dim, channels = argument(node, 1, "dim") if module is None else module.dim, walk.input(node)
-    if isinstance(dim, int) and dim % len(shape_of(node)) != channels.axis:
-        return channels
-    if any(user.op != "output" for user in node.users):
+    elsewhere = isinstance(dim, int) and dim % len(shape_of(node)) != channels.axis
+    if not elsewhere and any(user.op != "output" for user in node.users):
         raise Unfollowed("normalises over the channels")
-    walk.variables.pin(channels.flows)
     return channels
 
 
@@ -95,7 +93,7 @@ def transpose(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def expand(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """Repeated to the shape of what it is then combined to: left out, since that repeats it anyway."""
+    """Repeated to the shape of what it is then combined into: left out, since that repeats it anyway."""
     expanding = operations.EXPANDING_FUNCTIONS
     for user in node.users:
         operands = [one for one in user.all_input_nodes if shape_of(one) is not None]
