@@ -51,6 +51,34 @@ class KernelRows:
         position = np.cumsum(chosen) - 1
         return KernelRows(self.types[rows], self.ms[rows], self.terms[rows], position[self.structure[rows]])
 
+    def sums(self) -> Sums:
+        """What they add up to in each structure."""
+        types, by_type = np.unique(self.types, return_inverse=True)
+        families, family = np.unique([family_of(one) for one in types], return_inverse=True)
+        by_family = family[by_type]
+        ms = _summed(self.structure, by_type, self.ms)
+        terms = np.stack([_summed(self.structure, by_family, column) for column in self.terms.T], axis=2)
+        return Sums(types.tolist(), families.tolist(), ms, terms)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of S structures, what the kernels of each add up to.
+
+    Attributes:
+        types: of kernels, T of them. families: F of them.
+        ms: float64[S, T], by type. terms: float64[S, F, TERMS], by family.
+    """
+
+    types: list[str]
+    families: list[str]
+    ms: np.ndarray
+    terms: np.ndarray
+
+    def of(self, chosen: np.ndarray) -> Sums:
+        """Those of the structures in the mask `chosen` bool[S]."""
+        return Sums(self.types, self.families, self.ms[chosen], self.terms[chosen])
+
 
 @dataclass(frozen=True)
 class MonotoneLink:
@@ -102,25 +130,31 @@ class Calibration:
         return cls(0.0, {}, {}, 1.0, MonotoneLink(np.zeros(2), np.zeros(2)))
 
     @classmethod
-    def fit(cls, rows: KernelRows, latency_ms: np.ndarray) -> Calibration:
-        """Least relative error over the S structures that took `latency_ms` float64[S] end to end."""
-        types, families = np.unique(rows.types), np.unique([family_of(one) for one in rows.types])
-        family = np.array([family_of(one) for one in rows.types])
-        columns = [np.full((len(latency_ms), 1), latency_ms.min())]
-        columns += [_summed(rows, (rows.types == one) * rows.ms) for one in types]
-        columns += [_summed(rows, (family == one)[:, None] * rows.terms) for one in families]
-        design = np.hstack(columns)
+    def fit(cls, sums: Sums, latency_ms: np.ndarray) -> Calibration:
+        """Least relative error over S structures that took `latency_ms` float64[S] end to end."""
+        design = np.hstack([np.ones((len(latency_ms), 1)), sums.ms, sums.terms.reshape(len(latency_ms), -1)])
         scale = design.mean(axis=0) + 1e-300
         scores = latency_ms
         for _ in range(ROUNDS):
             weights = nnls(design / scale / latency_ms[:, None], scores / latency_ms)[0] / scale
             link = MonotoneLink.fit(np.maximum(design @ weights, 1e-6), latency_ms)
             scores = link.to_score(latency_ms)
-        factors = dict(zip(types.tolist(), weights[1 : 1 + len(types)].tolist(), strict=True))
-        prices = dict(zip(families.tolist(), weights[1 + len(types) :].reshape(len(families), TERMS), strict=True))
-        constant = float(weights[0] * latency_ms.min())
-        typical = float((design[:, 1:] @ weights[1:]).sum() / rows.ms.sum())
-        return cls(constant, factors, prices, typical, link)
+        constant, factors, prices = np.split(weights, [1, 1 + len(sums.types)])
+        typical = float((design[:, 1:] @ weights[1:]).sum() / sums.ms.sum())
+        by_family = dict(zip(sums.families, prices.reshape(-1, TERMS), strict=True))
+        return cls(float(constant[0]), dict(zip(sums.types, factors.tolist(), strict=True)), by_family, typical, link)
+
+    def scores(self, sums: Sums) -> np.ndarray:
+        """float64[S] of structures whose kernels are of the types that it was fitted to."""
+        factors = np.array([self.factors[one] for one in sums.types])
+        prices = np.stack([self.prices[one] for one in sums.families])
+        result: np.ndarray = self.constant + sums.ms @ factors + np.einsum("sft,ft->s", sums.terms, prices)
+        return result
+
+    def errors(self, sums: Sums, latency_ms: np.ndarray) -> np.ndarray:
+        """float64[S]: relative errors of their scores (true over calibrated, minus 1)."""
+        result: np.ndarray = self.link.to_score(latency_ms) / self.scores(sums) - 1
+        return result
 
     def cost(self, kernel_type: str, ms: np.ndarray, terms: np.ndarray) -> np.ndarray:
         """float64[N]: what N kernels of one type add to the score. A type without rows here costs what its family does."""
@@ -140,9 +174,7 @@ class Calibration:
         return result
 
 
-def _summed(rows: KernelRows, values: np.ndarray) -> np.ndarray:
-    """float64[S, F]: sums of values [N] or [N, F] over each structure's rows."""
-    values = values.reshape(len(rows.ms), -1)
-    result = np.zeros((rows.structure.max() + 1, values.shape[1]))
-    np.add.at(result, rows.structure, values)
-    return result
+def _summed(structure: np.ndarray, group: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """float64[S, G]: sums of values float64[N] over the rows of each structure in each group."""
+    shape = (structure.max() + 1, group.max() + 1)
+    return np.bincount(structure * shape[1] + group, values, shape[0] * shape[1]).reshape(shape)

@@ -9,6 +9,7 @@ where the process is uncertain is known: that gives a prediction its band, and a
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,10 +56,19 @@ class Prior:
     size: float
     scale: float
 
-    def covariance(self, distance: np.ndarray) -> np.ndarray:
-        """Of g between channel pairs, given squared distances of their logarithms."""
-        result: np.ndarray = PLACE_SIZE**2 + self.size**2 * np.exp(-0.5 * distance / self.scale**2)
+    def covariance(self, common: np.ndarray | float, alike: np.ndarray) -> np.ndarray:
+        """Of what has so much in common, and so much where channels count as far as they are alike."""
+        result: np.ndarray = PLACE_SIZE**2 * common + self.size**2 * alike
         return result
+
+    def of_structures(self, a: Places, b: Places) -> np.ndarray:
+        """float64[A, B]: covariance between the relative errors of structures."""
+        return self.covariance(a.shares @ b.shares.T, _alike(self.scale, a, b))
+
+    def variance(self, places: Places) -> np.ndarray:
+        """float64[P] of the relative errors of structures."""
+        squares = (places.shares**2).sum(axis=1)
+        return self.covariance(squares, squares)
 
 
 @dataclass(frozen=True)
@@ -79,20 +89,16 @@ class Correction:
         """
         some = slice(None, None, max(1, len(seen) // SELECTION))
         few, few_errors, few_ms = seen.of(some), errors[some], latency_ms[some]
-        best = (-np.inf, Prior(0.0, 1.0), NOISES[-1])
-        for scale, size in itertools.product(SCALES, SIZES):
-            prior = Prior(size, scale)
-            covariance = _covariance(prior, few, few)
-            for noise in NOISES:
-                evidence = log_evidence(covariance, _noise(noise, few_ms), few_errors)
-                best = max(best, (evidence, prior, noise), key=lambda one: one[0])
-        return cls.conditioned(best[1], best[2], seen, errors, latency_ms)
+        common, alike = few.shares @ few.shares.T, {scale: _alike(scale, few, few) for scale in SCALES}
 
-    @classmethod
-    def conditioned(cls, prior: Prior, noise: float, seen: Places, errors: np.ndarray, latency_ms: np.ndarray) -> Correction:
-        """As `fit`, with the prior and noise given."""
-        posterior = condition(_covariance(prior, seen, seen), _noise(noise, latency_ms), errors)
-        return cls(prior, noise, seen, errors, posterior)
+        def evidence(hypothesis: tuple[float, float, float]) -> float:
+            scale, size, noise = hypothesis
+            covariance = Prior(size, scale).covariance(common, alike[scale])
+            return log_evidence(covariance, _noise(noise, few_ms), few_errors)
+
+        scale, size, noise = max(itertools.product(SCALES, SIZES, NOISES), key=evidence)
+        prior = Prior(size, scale)
+        return cls(prior, noise, seen, errors, condition(prior.of_structures(seen, seen), _noise(noise, latency_ms), errors))
 
     def agreeing(self, limit: float) -> np.ndarray:
         """bool[S]: structures within `limit` robust standard deviations of what all others say of them."""
@@ -109,32 +115,51 @@ class Correction:
     def factor(self, place: int, cin: np.ndarray, cout: np.ndarray) -> np.ndarray:
         """float64[N]: 1 + g of the kernel at `place`, for N channel pairs."""
         distance = _distance(np.log(cin), np.log(cout), self.seen.log_cin[:, place], self.seen.log_cout[:, place])
-        g = self.prior.covariance(distance) @ (self.seen.shares[:, place] * self.posterior.weights)
+        g = self.prior.covariance(1.0, _likeness(self.prior.scale, distance)) @ (
+            self.seen.shares[:, place] * self.posterior.weights
+        )
         return np.maximum(1 + g, LEAST_FACTOR)
-
-    def error(self, places: Places) -> np.ndarray:
-        """float64[P]: what is expected of the relative errors of P structures."""
-        result: np.ndarray = _covariance(self.prior, places, self.seen) @ self.posterior.weights
-        return result
 
     def deviation(self, places: Places, latency_ms: np.ndarray) -> np.ndarray:
         """float64[P]: relative standard deviation of a measurement of P structures, its noise included."""
-        covariance = _covariance(self.prior, places, self.seen)
-        variance = self.posterior.variance(_prior_variance(self.prior, places), covariance)
-        return np.sqrt(variance + _noise(self.noise, latency_ms))
+        covariance = self.prior.of_structures(places, self.seen)
+        return np.sqrt(self.posterior.variance(self.prior.variance(places), covariance) + _noise(self.noise, latency_ms))
+
+    def held_out(self, seen: Places, latency_ms: np.ndarray, folds: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """float64[S]: logarithms of measured over predicted, in standard deviations, of structures that were not seen.
+
+        Args:
+            seen, latency_ms: S structures, and what they took, float64[S].
+            folds: bool[S], some of them, that all others predict; and the relative errors of all, float64[S], by a calibration
+                that has not seen these.
+        """
+        covariance, variance, noise = (
+            self.prior.of_structures(seen, seen),
+            self.prior.variance(seen),
+            _noise(self.noise, latency_ms),
+        )
+        result = np.zeros(len(seen))
+        for held, errors in folds:
+            posterior = condition(covariance[np.ix_(~held, ~held)], noise[~held], errors[~held])
+            across = covariance[np.ix_(held, ~held)]
+            remaining = (1 + errors[held]) / (1 + across @ posterior.weights)
+            result[held] = np.log(remaining) / np.sqrt(posterior.variance(variance[held], across) + noise[held])
+        return result
 
 
-def _covariance(prior: Prior, a: Places, b: Places) -> np.ndarray:
-    """float64[A, B] between the relative errors of structures."""
+def _alike(scale: float, a: Places, b: Places) -> np.ndarray:
+    """float64[A, B]: what structures share of every place, as far as it has like channels in both."""
     total = np.zeros((len(a), len(b)))
     for place in range(a.shares.shape[1]):
         distance = _distance(a.log_cin[:, place], a.log_cout[:, place], b.log_cin[:, place], b.log_cout[:, place])
-        total += np.outer(a.shares[:, place], b.shares[:, place]) * prior.covariance(distance)
+        total += np.outer(a.shares[:, place], b.shares[:, place]) * _likeness(scale, distance)
     return total
 
 
-def _prior_variance(prior: Prior, places: Places) -> np.ndarray:
-    return (places.shares**2).sum(axis=1) * (PLACE_SIZE**2 + prior.size**2)
+def _likeness(scale: float, distance: np.ndarray) -> np.ndarray:
+    """Of channel pairs, given squared distances of their logarithms."""
+    result: np.ndarray = np.exp(distance * (-0.5 / scale**2))
+    return result
 
 
 def _distance(cin: np.ndarray, cout: np.ndarray, seen_cin: np.ndarray, seen_cout: np.ndarray) -> np.ndarray:

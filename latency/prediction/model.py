@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latency.prediction.calibration import Calibration, KernelRows
+from latency.prediction.calibration import Calibration, KernelRows, Sums
 from latency.prediction.correction import Correction, Places
 
 BAND = (0.05, 0.95)
@@ -53,7 +53,8 @@ class LatencyModel:
             rows, cin, cout, latency_ms = rows.of(agreeing), cin[agreeing], cout[agreeing], latency_ms[agreeing]
             calibration, correction = _fitted(rows, cin, cout, latency_ms)
         some = np.arange(len(latency_ms)) % max(1, len(latency_ms) // BAND_STRUCTURES) == 0
-        held_out = _standardised(correction, rows.of(some), cin[some], cout[some], latency_ms[some])
+        folds = _folds(rows.of(some).sums(), latency_ms[some])
+        held_out = correction.held_out(correction.seen.of(some), latency_ms[some], folds)
         return cls(calibration, correction, correction.noise, _band(held_out))
 
     @classmethod
@@ -63,7 +64,7 @@ class LatencyModel:
         Its spread is how far sums of kernels whose own rows were not seen are from end-to-end times.
         """
         calibration = Calibration.none()
-        ratios = np.log(latency_ms / _predicted(calibration, rows))
+        ratios = np.log(latency_ms / np.bincount(rows.structure, calibration.costs(rows)))
         return cls(calibration, None, max(float(np.sqrt(np.mean(ratios**2))), 1e-3), (-NORMAL, NORMAL))
 
     def reach(self, quantile: float, deviation: np.ndarray) -> np.ndarray:
@@ -88,45 +89,19 @@ class LatencyModel:
 
 
 def _fitted(rows: KernelRows, cin: np.ndarray, cout: np.ndarray, latency_ms: np.ndarray) -> tuple[Calibration, Correction]:
-    calibration = Calibration.fit(rows, latency_ms)
-    places, errors = _places(calibration, rows, cin, cout, latency_ms)
-    return calibration, Correction.fit(places, errors, latency_ms)
+    sums = rows.sums()
+    calibration = Calibration.fit(sums, latency_ms)
+    shares = calibration.costs(rows).reshape(cin.shape) / calibration.scores(sums)[:, None]
+    errors = calibration.errors(sums, latency_ms)
+    return calibration, Correction.fit(Places(shares, np.log(cin), np.log(cout)), errors, latency_ms)
 
 
-def _places(
-    calibration: Calibration, rows: KernelRows, cin: np.ndarray, cout: np.ndarray, latency_ms: np.ndarray
-) -> tuple[Places, np.ndarray]:
-    """Shares of the calibrated score, and its relative errors float64[S]."""
-    costs = calibration.costs(rows).reshape(cin.shape)
-    scores = calibration.constant + costs.sum(axis=1)
-    errors = calibration.link.to_score(latency_ms) / scores - 1
-    return Places(costs / scores[:, None], np.log(cin), np.log(cout)), errors
-
-
-def _predicted(calibration: Calibration, rows: KernelRows) -> np.ndarray:
-    sums = np.bincount(rows.structure, calibration.costs(rows))
-    result: np.ndarray = calibration.link.to_ms(calibration.constant + sums)
-    return result
-
-
-def _standardised(
-    correction: Correction, rows: KernelRows, cin: np.ndarray, cout: np.ndarray, latency_ms: np.ndarray
-) -> np.ndarray:
-    """float64[S]: log of measured over predicted in standard deviations, each by a fit that has not seen it."""
-    result = np.zeros(len(latency_ms))
-    for held in _held(np.arange(len(latency_ms)) % FOLDS):
-        calibration = Calibration.fit(rows.of(~held), latency_ms[~held])
-        places, errors = _places(calibration, rows.of(~held), cin[~held], cout[~held], latency_ms[~held])
-        fitted = Correction.conditioned(correction.prior, correction.noise, places, errors, latency_ms[~held])
-        places, errors = _places(calibration, rows.of(held), cin[held], cout[held], latency_ms[held])
-        remaining = (1 + errors) / (1 + fitted.error(places))
-        result[held] = np.log(remaining) / fitted.deviation(places, latency_ms[held])
-    return result
-
-
-def _held(groups: np.ndarray) -> Iterator[np.ndarray]:
-    for group in range(groups.max() + 1):
-        yield groups == group
+def _folds(sums: Sums, latency_ms: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A tenth of S structures at a time, bool[S], and all relative errors, float64[S], by a calibration to the others."""
+    fold = np.arange(len(latency_ms)) % FOLDS
+    for number in range(fold.max() + 1):
+        held = fold == number
+        yield held, Calibration.fit(sums.of(~held), latency_ms[~held]).errors(sums, latency_ms)
 
 
 def _band(held_out: np.ndarray) -> tuple[float, float]:
