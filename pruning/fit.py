@@ -96,6 +96,7 @@ def fit(
     if first == steps:
         return
     module.train()
+    workers.begin_alike(module)
     done, saved = first, time.monotonic()
 
     def save() -> None:
@@ -126,6 +127,7 @@ def fit(
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
+        workers.average_statistics(module)
 
 
 def _rated(module: nn.Module) -> Iterator[dict[str, Any]]:

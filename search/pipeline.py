@@ -1,6 +1,7 @@
 """The main job: budget → table → PruningNet → search → finalists on the device → training → export.
 
-Every stage leaves its result in a file and begins by looking for it, so a run that was stopped goes on where it was.
+Every stage leaves its result in a file and begins by looking for it, so a run that was stopped goes on where it was; and
+processes that train together under torchrun find what the first has done alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from pruning.evaluate import StructureEvaluator
 from pruning.fit import Recipe
 from pruning.pruningnet import PruningNet
+from pruning.workers import Workers
 from search.budget import Budget, show_amount
 from search.config import RunConfig
 from search.context import Context
@@ -40,13 +42,15 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
     Raises:
         MillipruneError: any of them; what is finished stays in `out` and is used next time.
     """
-    budgets = config.budgets()
-    context = Context.of(config, out, lut, reporter)
-    _claim(context)
-    feasible = _feasible(context, budgets)
+    workers = Workers.joined()
+    with workers.first_ahead():
+        context = Context.of(config, out, lut, reporter)
+        _claim(context)
+        feasible = _feasible(context, config.budgets())
     pruningnet, _ = context.pruningnet(out.parent / "pruningnets", feasible)
     predict = partial(context.predictor.predict_widths, context.network)
-    candidates = _search(context, feasible, pruningnet, predict)
+    with workers.first_ahead():
+        candidates = _search(context, feasible, pruningnet, predict)
     networks, chosen = (_front if config.pareto else _winner)(context, pruningnet, candidates, feasible, predict)
     result = {
         "budget": {constraint.quantity: constraint.shown(constraint.high) for constraint in feasible.constraints},
@@ -60,8 +64,9 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
         "device": context.device.fingerprint(),
         "versions": versions(),
     }
-    write_json(out / "result.json", result)
-    _report(context, result)
+    if not workers.rank:
+        write_json(out / "result.json", result)
+        _report(context, result)
     return result
 
 
@@ -179,14 +184,14 @@ def _finish(
     context: Context, candidates: list[Candidate], feasible: FeasibleSet, predict: Callable[[np.ndarray], np.ndarray]
 ) -> Finish:
     path = context.out / "finish.json"
-    if path.exists():
-        return Finish.from_json(read_json(path))
-    latency = context.config.budgets().get("latency")
-    limit = latency.resolved(context.unpruned_ms).high if latency else float("inf")
-    with context.reporter.bar("measuring finalists", min(FINALISTS, len(candidates))) as update:
-        chosen = finish(context.device, context.network, candidates, feasible, predict, limit, update)
-    write_json(path, asdict(chosen))
-    return chosen
+    with Workers.joined().first_ahead():
+        if not path.exists():
+            latency = context.config.budgets().get("latency")
+            limit = latency.resolved(context.unpruned_ms).high if latency else float("inf")
+            with context.reporter.bar("measuring finalists", min(FINALISTS, len(candidates))) as update:
+                chosen = finish(context.device, context.network, candidates, feasible, predict, limit, update)
+            write_json(path, asdict(chosen))
+    return Finish.from_json(read_json(path))
 
 
 def _front(
@@ -198,11 +203,12 @@ def _front(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of the unpruned network and of networks along the front, trained by one recipe."""
     path = context.out / "front.json"
-    if not path.exists():
-        with context.reporter.bar("measuring the front", 1) as update:
-            members = measured_front(context.device, context.network, candidates, predict)
-            update(1)
-        write_json(path, {"finalists": [asdict(member) for member in members]})
+    with Workers.joined().first_ahead():
+        if not path.exists():
+            with context.reporter.bar("measuring the front", 1) as update:
+                members = measured_front(context.device, context.network, candidates, predict)
+                update(1)
+            write_json(path, {"finalists": [asdict(member) for member in members]})
     finalists = read_json(path)["finalists"]
     full = np.array(context.network.max_widths)
     job, measured = _job(context, pruningnet), context.measured

@@ -43,15 +43,19 @@ class Reporter:
     """Lines on standard output, progress bars on standard error, both in `log` from when it is known.
 
     Lines of the log are objects: `time` (UTC), and either `said`, or `stage`, `done`, `total`, `note`, `value`.
+
+    Args:
+        quiet: no bars. silent: nothing at all, for another process speaks for this one.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, silent: bool = False) -> None:
+        self.quiet, self.silent = quiet or silent, silent
         self.log: Path | None = None
 
     def say(self, text: str) -> None:
         """Print a line and log it."""
-        print(text, flush=True)
+        if not self.silent:
+            print(text, flush=True)
         self._write(said=text.strip())
 
     @contextmanager
@@ -73,7 +77,7 @@ class Reporter:
             yield update
 
     def _write(self, **entry: Any) -> None:
-        if self.log is None:
+        if self.log is None or self.silent:
             return
         try:
             with self.log.open("a") as file:

@@ -22,6 +22,7 @@ from pruning.fit import Recipe, training_steps
 from pruning.normalise import folded
 from pruning.pruningnet import PruningNet
 from pruning.train import continued_structure, new_structure, train_structure
+from pruning.workers import Workers
 from search.progress import Reporter, training_note
 from search.report import OutputError, write_file
 
@@ -89,7 +90,12 @@ def trained(
 
 
 def exported(job: Job, device: Device, structure: nn.Module, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ONNX, PyTorch program and weights; load the ONNX file again, see that it is as accurate, and how fast."""
+    """Write ONNX, PyTorch program and weights; load the ONNX file again, see that it is as accurate, and how fast.
+
+    Of processes that train together the first does it alone, and the others have nothing to say of it.
+    """
+    if Workers.joined().rank:
+        return {}
     label, out, shape = row["label"], job.out, job.network.input_shape
     structure = folded(structure.cpu())
     model = structure_onnx(structure, shape)

@@ -51,7 +51,10 @@ def main(
     resume: Annotated[bool, Option("--resume", help="Go on with the run in that folder.")] = False,
     quiet: Annotated[bool, Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
-    """Prune a network to a budget on a device: measure, search, measure again, train, export."""
+    """Prune a network to a budget on a device: measure, search, measure again, train, export.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m search.run …; they train together, the first does all else.
+    """
     with reported_by_command("Run the same command with --resume to go on."):
         config = RunConfig(
             latency, macs, params, network, data, image_size, device, threads, precision, batch, align,
@@ -59,9 +62,12 @@ def main(
             train_batch, lr, seed,
         )  # fmt: skip
         config.check()
+        from pruning.workers import Workers
         from search.pipeline import run  # torch and the rest load once the arguments are known to be good
 
-        run(config, _folder(out, config, resume), lut, Reporter(quiet))
+        workers = Workers.joined()
+        folder = workers.told(lambda: _folder(out, config, resume))
+        run(config, folder, lut, Reporter(quiet, silent=workers.rank > 0))
 
 
 def _folder(out: Path | None, config: RunConfig, resume: bool) -> Path:

@@ -8,7 +8,7 @@ import runpy
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -26,11 +26,11 @@ STRUCTURES = 40
 
 
 class Launched:
-    """`python` with `arguments` (`-m module …` or `script.py …`), running in `folder`."""
+    """`python` with `arguments` (`-m module …` or `script.py …`), running in `folder` with so much more in its environment."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self._streams = tempfile.TemporaryDirectory()
-        self._process = FORKS.Process(target=_run, args=(list(arguments), folder, *self._files()))
+        self._process = FORKS.Process(target=_run, args=(list(arguments), folder, environment or {}, *self._files()))
         self._process.start()
 
     def stopped(self, how: signal.Signals, seconds: float) -> CompletedProcess[str]:
@@ -58,12 +58,12 @@ def command(arguments: Sequence[str], folder: Path, code: int = 0) -> CompletedP
     return done
 
 
-def _run(arguments: list[str], folder: Path, out: Path, err: Path) -> None:
-    """Become the command: its streams, folder, arguments and import path."""
+def _run(arguments: list[str], folder: Path, environment: Mapping[str, str], out: Path, err: Path) -> None:
+    """Become the command: its streams, folder, arguments, environment and import path."""
     for number, file in enumerate((out, err), start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(folder)
-    os.environ["COLUMNS"] = "200"
+    os.environ.update(environment, COLUMNS="200")
     torch.set_num_threads(1)
     coverage.SHORT_STRUCTURES = STRUCTURES
     if arguments[0] == "-m":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,10 +62,8 @@ def main(
         from search.progress import Reporter
 
         workers = Workers.joined()
-        if workers.rank:
-            sys.stdout = io.StringIO()  # the first speaks for all
         with workers.first_ahead():
-            context = Context.of(config, out, lut, Reporter(quiet=workers.rank > 0))
+            context = Context.of(config, out, lut, Reporter(silent=workers.rank > 0))
             feasible = _feasible(context) if focused else None
         pruningnet, path = context.pruningnet(out, feasible)
         if workers.rank:

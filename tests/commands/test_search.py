@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,24 @@ def test_a_finished_run_is_told_again_in_a_fresh_python(finished, workplace) -> 
         for file in (workplace / "runs" / name / "result.json" for name in ("first", "again"))
     ]
     assert rows[0] == rows[1]
+
+
+def test_processes_that_torchrun_starts_train_together_and_the_first_does_all_else(finished, workplace) -> None:
+    """As torchrun sets their environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    together = [*SEARCH, *ONE_EPOCH, "--pruningnet-epochs", "1", "--out", "runs/together"]
+    processes = [Launched(together, workplace, {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    first, second = (process.ended() for process in processes)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "report:" in first.stdout
+    assert not second.stdout
+    log = [json.loads(line) for line in (workplace / "runs" / "together" / "log.jsonl").read_text().splitlines()]
+    assert sum("latency table:" in line.get("said", "") for line in log) == 1
+    result = json.loads((workplace / "runs" / "together" / "result.json").read_text())
+    assert all(row["onnx_accuracy"] == pytest.approx(row["test_accuracy"], abs=0.005) for row in result["networks"][1:])
 
 
 def test_the_exported_network_stands_on_its_own(finished) -> None:

@@ -29,6 +29,13 @@ with workers.first_ahead():
         (folder / "measured").touch()
     assert (folder / "measured").exists(), "the others did not wait"
 
+def assert_equal(module):
+    flat = torch.cat([tensor.double().flatten() for tensor in module.state_dict().values()])
+    others = [torch.zeros_like(flat) for _ in range(workers.size)]
+    if workers.size > 1:
+        torch.distributed.all_gather(others, flat)
+        assert all(torch.equal(flat, other) for other in others), "processes drifted apart"
+
 network, losses = latency.trace(load("tinynet:tiny", 10), (1, 3, 16, 16), align=4), {}
 for recipe, epochs in (("paper", 9), ("sandwich", 4)):
     torch.manual_seed(0)
@@ -37,11 +44,7 @@ for recipe, epochs in (("paper", 9), ("sandwich", 4)):
     pruningnet = new_pruningnet(network, SUPERNETS[recipe], 0)
     train_pruningnet(pruningnet, SUPERNETS[recipe], load_data("digits", 16), Recipe(epochs=epochs, batch=64), seed=0,
                      checkpoint=folder / recipe, progress=keep)
-    flat = torch.cat([parameter.detach().flatten() for parameter in pruningnet.parameters()])
-    others = [torch.zeros_like(flat) for _ in range(workers.size)]
-    if workers.size > 1:
-        torch.distributed.all_gather(others, flat)
-        assert all(torch.equal(flat, other) for other in others), "processes drifted apart"
+    assert_equal(pruningnet)
 if workers.rank == 0:
     (folder / "losses.json").write_text(json.dumps(losses))
 
@@ -52,8 +55,14 @@ def backward(images, labels, step):
     loss.backward()
     return loss.detach()
 object.__setattr__(data, "augmented", lambda pixels, generator: data.normalised(pixels))
-fit(module, backward, data, Recipe(epochs=1, batch=64), seed=0, checkpoint=folder / "average",
-    identity={}, progress=lambda step, loss: None)
+def learn(name):
+    fit(module, backward, data, Recipe(epochs=1, batch=64), seed=0, checkpoint=folder / name, identity={},
+        progress=lambda step, loss: None)
+learn("average")
+torch.manual_seed(workers.rank)
+module = torch.nn.Sequential(torch.nn.BatchNorm1d(3 * 16 * 16), torch.nn.Linear(3 * 16 * 16, 10))
+learn("with BN")
+assert_equal(module)
 """
 
 
@@ -80,6 +89,13 @@ def test_averaged_gradients_are_those_of_the_whole_batch(by_one_and_two) -> None
     weights = [load_file(folder / "average")["module.weight"] for folder in by_one_and_two]
     assert weights[0].abs().max() > 0.01
     torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
+
+
+def test_running_statistics_are_those_of_all_processes(by_one_and_two) -> None:
+    """Which differ here in the weights that they would begin with, too."""
+    one, two = (load_file(folder / "with BN")["module.0.running_mean"] for folder in by_one_and_two)
+    assert one.abs().max() > 0.1
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
 def test_a_pruningnet_learns_alike_in_two_processes_that_stay_equal(by_one_and_two) -> None:
