@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pruning.augment import augmented
 from pruning.decoded import Stage, unseen
 from pruning.images import DataError, Images
 from pruning.sources import NAMED, Source, archives, image_folders
@@ -55,27 +55,8 @@ class Dataset:
         return images.contiguous(memory_format=torch.channels_last)
 
     def augmented(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Normalised images, shifted by up to an eighth of their side and mirrored where that is allowed."""
-        images, reach = self.normalised(pixels), self.size // 8
-        padded = F.pad(images, (reach,) * 4, mode="reflect")
-        rows, columns = (_windows(len(images), self.size, reach, generator, images.device) for _ in range(2))
-        if self.mirrored:
-            flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device, non_blocking=True)
-            columns = torch.where(flip[:, None], columns.flip(1), columns)
-        channels = torch.arange(3, device=images.device)[None, :, None, None]
-        shifted = padded[
-            torch.arange(len(images), device=images.device)[:, None, None, None],
-            channels,
-            rows[:, None, :, None],
-            columns[:, None, None, :],
-        ]
-        return shifted.contiguous(memory_format=torch.channels_last)
-
-
-def _windows(count: int, size: int, reach: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """int64[count, size]: source positions of a randomly shifted window in an image padded by `reach`."""
-    start = torch.randint(0, 2 * reach + 1, (count, 1), generator=generator)
-    return start.to(device, non_blocking=True) + torch.arange(size, device=device)
+        """Normalised images as they are shown in training: float32 [N, 3, S, S]."""
+        return augmented(self.normalised(pixels), generator, self.mirrored)
 
 
 @dataclass(frozen=True)
