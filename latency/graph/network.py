@@ -106,8 +106,10 @@ class Network:
 
     @cached_property
     def signature(self) -> str:
-        """Twelve hex digits that differ whenever layers, other operations, parameters, genes or input differ, whatever the
-        name. BN counts for nothing: it is folded."""
+        """Twelve hex digits that differ whenever layers, other operations, parameters, groups of norms, genes or input differ,
+        whatever the name. BN counts for nothing: it is folded."""
+        from torch import nn
+
         from latency.graph.operations import computed
 
         facts = repr((self.input_shape, self.layers, [(gene.name, gene.max_width) for gene in self.genes]))
@@ -118,6 +120,8 @@ class Network:
             kind = type(self.module.get_submodule(owner)).__name__
             if owner not in layers and "BatchNorm" not in kind:
                 facts += repr((kind, name, [axis.size for axis in axes]))
+        groups = [(name, one.num_groups) for name, one in self.module.named_modules() if isinstance(one, nn.GroupNorm)]
+        facts += repr(groups) * bool(groups)
         return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
     def __repr__(self) -> str:

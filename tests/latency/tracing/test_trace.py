@@ -186,6 +186,7 @@ def test_signature_tells_networks_apart_but_not_their_weights(tiny_network) -> N
 
     norms = [nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), nn.InstanceNorm2d(8, affine=True)]
     assert len(signatures(*norms, nn.PReLU(8))) == 5
+    assert len(signatures(*(nn.GroupNorm(groups, 8) for groups in (1, 2, 4, 8)))) == 4
     assert len(signatures(nn.ReLU(), nn.SiLU(), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2))) == 5
     assert len(signatures(nn.Identity(), nn.BatchNorm2d(8), nn.Dropout(0.1))) == 1
 
