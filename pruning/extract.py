@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from latency.graph.axis import mesh
 from latency.graph.network import Network
+from latency.tracing.plain import plain
 
 SIZES = (
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters",
@@ -49,7 +50,7 @@ def in_own_class(module: nn.Module, structure: nn.Module, input_shape: tuple[int
     Where that class relies on widths that have changed, so that the copy fails or computes something else, it is `structure`
     itself.
     """
-    own = copy.deepcopy(module).eval()
+    own = plain(module)
     for name, layer in structure.named_modules():
         if name and type(layer) is type(own.get_submodule(name)):
             own.set_submodule(name, copy.deepcopy(layer))

@@ -23,13 +23,15 @@ POOLING_MODULES: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
     {
-        F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish,
-        F.hardsigmoid, F.hardtanh, F.softsign, F.hardshrink, F.softshrink, F.tanhshrink, F.threshold, F.dropout, F.dropout2d,
-        F.alpha_dropout, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.clip, torch.clamp_min, torch.clamp_max,
-        torch.exp, torch.log, torch.log1p, torch.sqrt, torch.rsqrt, torch.square, torch.reciprocal, torch.abs, torch.sign,
-        torch.sin, torch.cos, torch.erf, operator.neg, stochastic_depth, "relu", "relu_", "sigmoid", "tanh", "clamp", "clip",
-        "clamp_min", "clamp_max", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "sign", "sin", "cos",
-        "erf", "neg", "contiguous", "clone", "detach",
+        F.relu, F.relu_, F.relu6, F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.celu, F.celu_, F.selu, F.selu_, F.gelu, F.silu,
+        F.mish, F.sigmoid, F.tanh, F.softplus, F.hardswish, F.hardsigmoid, F.hardtanh, F.hardtanh_, F.softsign, F.hardshrink,
+        F.softshrink, F.tanhshrink, F.logsigmoid, F.threshold, F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout,
+        F.feature_alpha_dropout, torch.relu, torch.relu_, torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_, torch.clamp,
+        torch.clamp_, torch.clip, torch.clamp_min, torch.clamp_max, torch.neg, torch.exp, torch.log, torch.log1p, torch.sqrt,
+        torch.rsqrt, torch.square, torch.reciprocal, torch.abs, torch.sign, torch.sin, torch.cos, torch.erf, operator.neg,
+        stochastic_depth, "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_", "clip", "clamp_min",
+        "clamp_max", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "sign", "sin", "cos", "erf", "neg",
+        "contiguous", "clone", "detach", "float", "to", "type_as",
     }
 )  # fmt: skip
 POOLING_FUNCTIONS: frozenset[Any] = frozenset(
@@ -54,7 +56,9 @@ SOFTMAX_FUNCTIONS: frozenset[Any] = frozenset(
 )
 TURNING_FUNCTIONS: frozenset[Any] = frozenset({torch.flip, torch.roll, "flip", "roll"})
 EXTREME_FUNCTIONS: frozenset[Any] = frozenset({torch.max, torch.min, "max", "min"})
-RESHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, "flatten", "view", "reshape"})
+RESHAPING_FUNCTIONS: frozenset[Any] = frozenset(
+    {torch.flatten, torch.unflatten, torch.reshape, "flatten", "unflatten", "view", "reshape"}
+)
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 CHUNKING_FUNCTIONS: frozenset[Any] = frozenset({torch.chunk, torch.tensor_split, "chunk", "tensor_split"})
 SPLITTING_FUNCTIONS: frozenset[Any] = frozenset({torch.split, "split"})

@@ -189,7 +189,7 @@ def _add_missing_biases(graph: onnx.GraphProto) -> None:
     """Zero biases where the export left them out: an untrained network has none, a trained one runs with them."""
     dims = {tensor.name: tensor.dims for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type in BIASED and len(node.input) == 2:
+        if node.op_type in BIASED and len(node.input) == 2 and node.input[1] in dims:
             weight = node.input[1]
             transposed = node.op_type == "ConvTranspose"
             outputs = dims[weight][1] * attributes_of(node)["group"] if transposed else dims[weight][0]

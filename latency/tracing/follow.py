@@ -36,7 +36,8 @@ def follow(walk: Walk, node: fx.Node) -> None:
         return  # sizes and other plain numbers carry no channels
     elif node.op == "get_attr":
         if not all(_joins(walk, node, user) for user in node.users):
-            walk.unfollowed.append(f"parameter or buffer '{node.target}' is no summand or factor")
+            if not _ends_in_numbers(node):
+                walk.unfollowed.append(f"parameter or buffer '{node.target}' is no summand or factor")
             walk.channels[node] = walk.kept_bare(node)
     elif node.target in operations.MAKING_FUNCTIONS:
         walk.channels[node] = _made(walk, node)
@@ -71,12 +72,26 @@ def _made(walk: Walk, node: fx.Node) -> Channels:
 
 
 def _joins(walk: Walk, node: fx.Node, user: fx.Node) -> bool:
-    """Whether what uses a bare parameter adds it to something, or multiplies by it, maybe in another shape, or asks for its
-    size; or filters with it, a buffer."""
+    """Whether what uses a bare parameter adds it to something, or multiplies by it, or takes the larger, maybe in
+    another shape, or asks for its size; or filters with it, a buffer."""
     if lies_along_one_axis(user):
-        return all(other.target in operations.JOINING_FUNCTIONS for other in user.users)
-    filters = user.target is F.conv2d and str(node.target) not in walk.parameters
-    return shape_of(user) is None or user.target in operations.JOINING_FUNCTIONS or filters
+        return all(_joins(walk, node, other) for other in user.users)
+    if user.target is F.conv2d:
+        return str(node.target) not in walk.parameters
+    compares = user.target in operations.EXTREME_FUNCTIONS and len(user.all_input_nodes) > 1
+    return shape_of(user) is None or user.target in operations.JOINING_FUNCTIONS | {F.rms_norm} or compares
+
+
+def _ends_in_numbers(node: fx.Node) -> bool:
+    """Whether what is computed from it alone comes out as single numbers."""
+    users = [user for user in node.users if shape_of(user) is not None]
+    return all(math.prod(shape_of(user)) == 1 or (_computes_with(user, node) and _ends_in_numbers(user)) for user in users)
+
+
+def _computes_with(user: fx.Node, node: fx.Node) -> bool:
+    """Whether it works on nothing else but numbers."""
+    sources = [source for source in user.all_input_nodes if shape_of(source) is not None]
+    return all(source is node or math.prod(shape_of(source)) == 1 for source in sources)
 
 
 def _part(walk: Walk, node: fx.Node) -> Channels | None:

@@ -98,6 +98,8 @@ def _line_up(walk: Walk, bare: fx.Node, shaped: fx.Node, flows: Flows, axis: int
     name, shape = str(bare.target), shape_of(shaped)
     wide = len(shape) + axis >= 0 and shape[axis] > 1
     if name not in walk.parameters:
+        if wide and not walk.variables.all_fixed(flows):
+            walk.unfollowed.append(f"buffer '{name}' has an entry for each channel, and is not trained")
         walk.variables.pin(flows if wide else ())
         return
     sizes: list[Flows | int] = list(shape_of(bare))
@@ -105,6 +107,7 @@ def _line_up(walk: Walk, bare: fx.Node, shaped: fx.Node, flows: Flows, axis: int
         sizes[axis] = flows
     elif wide:
         sizes[sizes.index(shape[axis])] = flows
+        shaped.replace_input_with(shaped.all_input_nodes[0], bare)
         rewrite(shaped, torch.reshape, (*shape[:axis], -1, *shape[len(shape) + axis + 1 :]))
     if walk.tensors.setdefault(name, tuple(sizes)) != tuple(sizes):  # used elsewhere, with other channels
         walk.kept_bare(bare)

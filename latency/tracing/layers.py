@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -118,6 +119,30 @@ def layernorm(walk: Walk, node: fx.Node, layer: nn.LayerNorm) -> Channels:
     channels = Channels(walk.input_on(node, last), last)
     _affine(walk, node, layer, channels.flows)
     walk.over_channels[node.name] = channels
+    return channels
+
+
+def rmsnorm(walk: Walk, node: fx.Node, layer: nn.RMSNorm | None) -> Channels:
+    """Over the channels only, which lie on the last axis; written out."""
+    shape = argument(node, 1, "normalized_shape") if layer is None else layer.normalized_shape
+    eps = argument(node, 3, "eps") if layer is None else layer.eps
+    last, source = len(shape_of(node)) - 1, walk.source(node)
+    if len(shape) > 1:
+        raise Unfollowed(f"is a RMSNorm over {tuple(shape)}")
+    channels, graph = Channels(walk.input_on(node, last), last), node.graph
+    weight: Any = argument(node, 2, "weight")
+    with graph.inserting_before(node):
+        mean = graph.call_function(torch.mean, (graph.call_function(torch.square, (source,)), -1, True))
+        padded = graph.call_function(operator.add, (mean, torch.finfo().eps if eps is None else eps))
+        normed = graph.call_function(operator.mul, (source, graph.call_function(torch.rsqrt, (padded,))))
+        if layer is not None and layer.weight is not None:
+            weight = graph.get_attr(f"{node.target}.weight")
+    walk.over_channels[mean.name] = channels
+    if weight is None:
+        walk.variables.pin(channels.flows)
+    else:
+        _for_each(walk, channels.flows, str(weight.target))
+    node.op, node.target, node.args, node.kwargs = "call_function", operator.mul, (normed, 1 if weight is None else weight), {}
     return channels
 
 

@@ -56,7 +56,7 @@ def spread(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 def reduced(walk: Walk, node: fx.Node, given: Any, shape: Sequence[int]) -> Channels:
     """What `node` makes of its input, of this shape, when it reduces over the `given` axes."""
     channels, rank, dims = walk.input(node), len(shape_of(walk.source(node))), _dims(walk, node, given)
-    if not dims or 0 in dims:
+    if not dims or (0 in dims and (len(shape) == rank or channels.axis < 2)):  # what is stacked before the batch may go
         raise Unfollowed("reduces over the batch")
     if len(shape) < 2:
         raise Unfollowed("leaves nothing that has channels")

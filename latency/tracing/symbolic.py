@@ -73,6 +73,8 @@ class _Value(fx.Proxy):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         if name == "type" and self.node.target is getattr:  # a device's, for autocast
             return self.tracer.plain(self).type
+        if name in ("requires_grad", "is_cuda"):
+            return False
         return super().__getattr__(name)
 
     def __len__(self) -> int:
@@ -203,8 +205,8 @@ def _take_results(traced: fx.GraphModule, name: str) -> None:
 def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
-    method = str(node.target) if node.op == "call_method" else ""
-    return (method.endswith("_") and not method.endswith("__")) or bool(node.kwargs.get("inplace"))
+    called = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return (called.endswith("_") and not called.endswith("__")) or bool(node.kwargs.get("inplace"))
 
 
 def _image(module: nn.Module, shape: tuple[int, ...]) -> Tensor:

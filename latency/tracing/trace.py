@@ -7,7 +7,6 @@ its channels left to it, and what is free in the end are the genes.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from latency.graph.network import Gene, Layer, Network, width_choices
 from latency.tracing.channels import Flows, Variables
 from latency.tracing.derived import lift
 from latency.tracing.follow import follow
+from latency.tracing.plain import plain
 from latency.tracing.symbolic import graph_of
 from latency.tracing.walk import Walk
 
@@ -56,7 +56,7 @@ def trace(
     if align < 1:
         raise TraceError(f"align={align} given; expected a positive whole number.")
     name = name or type(module).__name__
-    graph_module = graph_of(copy.deepcopy(module).eval(), shape, name)
+    graph_module = graph_of(plain(module), shape, name)
     lift(graph_module)
     walk = Walk(graph_module, name)
     for node in graph_module.graph.nodes:

@@ -40,8 +40,9 @@ class Walk:
         self.unfollowed: list[str] = []
 
     def carriers(self, node: fx.Node) -> list[fx.Node]:
-        """Those inputs that have channels."""
-        return [source for source in node.all_input_nodes if source in self.channels]
+        """Those inputs that have channels; numbers that are computed from parameters have none."""
+        sources = [source for source in node.all_input_nodes if source in self.channels]
+        return [source for source in sources if source not in self.constants or math.prod(shape_of(source)) > 1]
 
     def source(self, node: fx.Node) -> fx.Node:
         """The first of its inputs that have channels."""
@@ -77,7 +78,9 @@ class Walk:
 
     def bare(self, node: fx.Node) -> fx.Node | None:
         """The bare parameter or buffer that a node is, maybe in another shape; None for all else."""
-        source = node.all_input_nodes[0] if lies_along_one_axis(node) else node
+        source = node
+        while lies_along_one_axis(source):
+            source = source.all_input_nodes[0]
         return source if source.op == "get_attr" and source not in self.channels else None
 
     def kept_bare(self, node: fx.Node) -> Channels:
@@ -104,7 +107,17 @@ def rewrite(node: fx.Node, function: Callable[..., Any], *arguments: Any) -> Non
 
 def lies_along_one_axis(node: fx.Node) -> bool:
     """Whether a node gives a bare parameter in another shape, all of it along one axis before and after."""
-    shapes_it = node.target in operations.RESHAPING_FUNCTIONS | operations.UNSQUEEZING_FUNCTIONS
-    if not shapes_it or node.all_input_nodes[0].op != "get_attr":
+    shapes_it = node.target in operations.RESHAPING_FUNCTIONS | operations.UNSQUEEZING_FUNCTIONS or _adds_axes(node)
+    if not shapes_it or shape_of(node) is None:
         return False
-    return all(math.prod(shape) == max(shape, default=1) for shape in (shape_of(node), shape_of(node.all_input_nodes[0])))
+    source = node.all_input_nodes[0]
+    if source.op != "get_attr" and not lies_along_one_axis(source):
+        return False
+    return all(math.prod(shape) == max(shape, default=1) for shape in (shape_of(node), shape_of(source)))
+
+
+def _adds_axes(node: fx.Node) -> bool:
+    """Whether it indexes a tensor by nothing but new axes and whole ones."""
+    index = node.args[1] if node.target in operations.INDEXING_FUNCTIONS else ()
+    parts = index if isinstance(index, tuple) else (index,)
+    return bool(parts) and all(part is None or part is ... or part == slice(None) for part in parts)

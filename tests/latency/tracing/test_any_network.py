@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from tinynet import InstanceNormAct, NormAct, PaddedConv, Scaled, Standardised
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torchvision.ops import FrozenBatchNorm2d
 
 import latency
 from latency.devices.torch_graph import torch_module
@@ -368,6 +370,50 @@ class Blurred(Step):
         return F.conv2d(y, self.filters, None, 1, 1, 1, self.channels) + y
 
 
+class Written(Step):
+    """What classes of one's own write with parameters of theirs: scales, norms, weighted sums, thresholds."""
+
+    def __init__(self, channels: int, how: int) -> None:
+        super().__init__(channels)
+        self.how, self.conv = how, nn.Conv2d(channels, channels, 3, padding=1)
+        self.scale, self.shift = nn.Parameter(torch.rand(channels) + 0.5), nn.Parameter(torch.rand(channels))
+        self.fused, self.least = nn.Parameter(torch.rand(2)), nn.Parameter(torch.rand(1, channels, 1, 1))
+        self.norm = nn.RMSNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.how == 0:
+            return x + self.scale.unsqueeze(-1).unsqueeze(-1) * y
+        if self.how == 1:
+            y = y.float()
+            spread = (y - y.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
+            y = ((y - y.mean(1, keepdim=True)) / torch.sqrt(spread + 1e-6)).to(x.dtype)
+            return self.scale[:, None, None] * y + self.shift[None, :, None, None]
+        if self.how == 2:
+            weights = F.relu(self.fused)
+            weights = weights / (weights.sum() + 1e-4)
+            return F.relu_(weights[0] * x + weights[1] * y)
+        if self.how == 3:
+            return torch.max(y * torch.rsqrt(y.pow(2).mean((2, 3), keepdim=True) + 1), self.least)
+        if self.how == 4:
+            return torch.stack([x, y, F.leaky_relu_(x * y)], dim=0).sum(dim=0)
+        return self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Renormed(Step):
+    """Weights that are computed anew in every step of training, and BN's relatives."""
+
+    def __init__(self, channels: int, made: int, how: int) -> None:
+        super().__init__(made)
+        conv = nn.Conv2d(channels, made, 3, padding=1)
+        kinds = (parametrizations.weight_norm, nn.utils.weight_norm, parametrizations.spectral_norm, nn.utils.spectral_norm)
+        self.conv = kinds[how](conv) if how < 4 else conv
+        self.norm = (nn.SyncBatchNorm(made), nn.BatchNorm2d(made), FrozenBatchNorm2d(made))[how % 3]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
 class Kept(Step):
     """Layers that keep their channels, whatever they do."""
 
@@ -427,6 +473,8 @@ STEPS = st.one_of(
     st.tuples(st.just(Enlarged), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Various), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Blurred), st.tuples(st.integers(1, 2))),
+    st.tuples(st.just(Written), st.tuples(choice)),
+    st.tuples(st.just(Renormed), st.tuples(few, choice)),
     st.tuples(st.just(Kept), st.tuples(choice)),
     st.tuples(st.just(Own), st.tuples(st.integers(0, 4))),
 )
