@@ -29,9 +29,9 @@ POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
         F.feature_alpha_dropout, torch.relu, torch.relu_, torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_, torch.clamp,
         torch.clamp_, torch.clip, torch.clamp_min, torch.clamp_max, torch.neg, torch.exp, torch.log, torch.log1p, torch.sqrt,
         torch.rsqrt, torch.square, torch.reciprocal, torch.abs, torch.sign, torch.sin, torch.cos, torch.erf, operator.neg,
-        stochastic_depth, "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_", "clip", "clamp_min",
-        "clamp_max", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "sign", "sin", "cos", "erf", "neg",
-        "contiguous", "clone", "detach", "float", "to", "type_as",
+        torch.zeros_like, torch.ones_like, torch.full_like, stochastic_depth, "relu", "relu_", "sigmoid", "sigmoid_", "tanh",
+        "tanh_", "clamp", "clamp_", "clip", "clamp_min", "clamp_max", "exp", "log", "log1p", "sqrt", "rsqrt", "square",
+        "reciprocal", "abs", "sign", "sin", "cos", "erf", "neg", "contiguous", "clone", "detach", "float", "to", "type_as",
     }
 )  # fmt: skip
 POOLING_FUNCTIONS: frozenset[Any] = frozenset(
@@ -43,10 +43,10 @@ POOLING_FUNCTIONS: frozenset[Any] = frozenset(
 PADDING_FUNCTIONS: frozenset[Any] = frozenset({F.pad})
 JOINING_FUNCTIONS: frozenset[Any] = frozenset(
     {
-        operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
-        operator.pow, operator.gt, operator.ge, operator.lt, operator.le, torch.add, torch.sub, torch.mul, torch.div,
-        torch.pow, torch.maximum, torch.minimum, torch.where, torch.addcmul, torch.addcdiv, torch.lerp, "add", "add_", "sub",
-        "sub_", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum",
+        operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.pow,
+        operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne, torch.eq, torch.ne, torch.add, torch.sub,
+        torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum, torch.where, torch.addcmul, torch.addcdiv, torch.lerp,
+        "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow", "maximum", "minimum",
     }
 )  # fmt: skip
 REDUCING_FUNCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"})

@@ -142,8 +142,11 @@ def mixes_channels(node: onnx.NodeProto, axis: int, shapes: Mapping[str, tuple[i
 
 
 def in_groups(before: Sequence[int], after: Sequence[int]) -> bool:
-    """Whether a reshape puts channels in groups: (N, C, H, W) to (N, groups, C / groups, H, W), as channel shuffles begin."""
-    return len(before) == 4 and len(after) == 5 and after[3:] == before[2:] and 1 < after[1] <= after[2]
+    """Whether a reshape puts channels in groups: (N, C, H, W) to (N, groups, C / groups, H, W), as channel shuffles begin; or,
+    of a single position, to (N, groups, C / groups)."""
+    if len(before) not in (2, 4) or len(after) < 3 or after[1] * after[2] != before[1]:
+        return False
+    return 1 < after[1] <= after[2] and (after[3:] == before[2:] or (len(after) == 3 and before[2:] == (1, 1)))
 
 
 def whole_numbers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ Tensors = Mapping[str, tuple[AnyAxis, ...]]
 OPSET = 20
 BIASED = PRODUCTS - {"MatMul"}
 NORMS = frozenset({"BatchNormalization", "LayerNormalization", "InstanceNormalization"})
-ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "PRelu"})
+ELEMENTWISE = frozenset("Add Sub Mul Div Pow Max Min Where PRelu Equal Greater GreaterOrEqual Less LessOrEqual".split())
 COUNTING = frozenset({"Resize", "Reshape"})
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata entry in which torch's export says from which module, and from which inside it, a node comes."""

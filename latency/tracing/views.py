@@ -63,8 +63,13 @@ def _flattened(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channe
 
 
 def _grouped(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
+    share = equal_share(walk, node, node, after[1], 1)
+    if len(after) < len(before):  # the single position goes
+        with node.graph.inserting_before(node):
+            flat = node.graph.call_function(torch.flatten, (walk.source(node), 1))
+        node.replace_input_with(walk.source(node), flat)
     rewrite(node, torch.unflatten, 1, (after[1], -1))
-    return equal_share(walk, node, node, after[1], 1)._replace(axis=2)
+    return share._replace(axis=2)
 
 
 def _ungrouped(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:

@@ -187,7 +187,10 @@ class Selected(Step):
     def forward(self, x: Tensor) -> Tensor:
         both = torch.stack([self.small(x), self.large(x)], dim=1)
         chosen = self.select(self.squeeze(both.sum(1).mean((2, 3), keepdim=True)).relu())
-        chosen = chosen.view(x.shape[0], 2, both.shape[2], 1, 1)
+        if self.how == 2:
+            chosen = chosen.view(x.shape[0], 2, -1).unsqueeze(-1).unsqueeze(-1)
+        else:
+            chosen = chosen.view(x.shape[0], 2, both.shape[2], 1, 1)
         chosen = self.softmax(chosen) if self.how else torch.softmax(chosen, dim=1)
         return (both * chosen).sum(dim=1)
 
@@ -302,7 +305,7 @@ class Computed(Step):
         if self.how == 1:
             return torch.square(y) + torch.rsqrt(y.abs() + 1) * torch.sin(y) + torch.log1p(y.clip(0, 1)) * y.cos().erf()
         if self.how == 2:
-            return torch.where(y > 0.1, y, x * 0.1) * (y <= x) + y.clamp_min(0.2)
+            return torch.where(y > 0.1, y, x * 0.1) * (y <= x) + torch.max(y, torch.zeros_like(x)) * (x != torch.ones_like(y))
         if self.how == 3:
             return x / (y.std(dim=(2, 3), keepdim=True) + y.var((2, 3), keepdim=True) + 1)
         if self.how == 4:
@@ -463,7 +466,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Viewed), st.tuples(choice)),
     st.tuples(st.just(Shuffled), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Attended), st.tuples(st.integers(0, 2))),
-    st.tuples(st.just(Selected), st.tuples(few, st.integers(0, 1))),
+    st.tuples(st.just(Selected), st.tuples(few, st.integers(0, 2))),
     st.tuples(st.just(EfficientlyAttended), st.tuples(st.integers(0, 2))),
     st.tuples(st.just(Halved), st.tuples(few, choice)),
     st.tuples(st.just(Parted), st.tuples(few, st.integers(0, 3))),
