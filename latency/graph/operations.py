@@ -57,11 +57,13 @@ SOFTMAX_FUNCTIONS: frozenset[Any] = frozenset(
 TURNING_FUNCTIONS: frozenset[Any] = frozenset({torch.flip, torch.roll, "flip", "roll"})
 EXTREME_FUNCTIONS: frozenset[Any] = frozenset({torch.max, torch.min, "max", "min"})
 RESHAPING_FUNCTIONS: frozenset[Any] = frozenset(
-    {torch.flatten, torch.unflatten, torch.reshape, "flatten", "unflatten", "view", "reshape"}
+    {torch.flatten, torch.unflatten, torch.reshape, "flatten", "unflatten", "view", "reshape", "view_as", "reshape_as"}
 )
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 CHUNKING_FUNCTIONS: frozenset[Any] = frozenset({torch.chunk, torch.tensor_split, "chunk", "tensor_split"})
 SPLITTING_FUNCTIONS: frozenset[Any] = frozenset({torch.split, "split"})
+UNBINDING_FUNCTIONS: frozenset[Any] = frozenset({torch.unbind, "unbind"})
+NARROWING_FUNCTIONS: frozenset[Any] = frozenset({torch.narrow, "narrow"})
 PERMUTING_FUNCTIONS: frozenset[Any] = frozenset({torch.permute, "permute"})
 TRANSPOSING_FUNCTIONS: frozenset[Any] = frozenset({torch.transpose, "transpose"})
 SQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.squeeze, "squeeze"})
@@ -75,8 +77,9 @@ MAKING_FUNCTIONS: frozenset[Any] = frozenset(
 )  # fmt: skip
 INDEXING_FUNCTIONS: frozenset[Any] = frozenset({operator.getitem})
 VIEWS = (
-    RESHAPING_FUNCTIONS | CHUNKING_FUNCTIONS | SPLITTING_FUNCTIONS | PERMUTING_FUNCTIONS | TRANSPOSING_FUNCTIONS
-    | SQUEEZING_FUNCTIONS | UNSQUEEZING_FUNCTIONS | EXPANDING_FUNCTIONS | INDEXING_FUNCTIONS
+    RESHAPING_FUNCTIONS | CHUNKING_FUNCTIONS | SPLITTING_FUNCTIONS | UNBINDING_FUNCTIONS | NARROWING_FUNCTIONS
+    | PERMUTING_FUNCTIONS | TRANSPOSING_FUNCTIONS | SQUEEZING_FUNCTIONS | UNSQUEEZING_FUNCTIONS | EXPANDING_FUNCTIONS
+    | INDEXING_FUNCTIONS
 )  # fmt: skip
 """What gives a part of a tensor, or the same in another shape: whoever changes it changes the tensor."""
 

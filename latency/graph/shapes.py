@@ -128,7 +128,10 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
             axis = _moved(node.op_type, axis, numbers[node.input[1]], len(shapes.get(longer, ())))
         elif node.op_type == "Reshape" and in_groups(shapes.get(node.input[0], ()), shapes.get(node.output[0], ())):
             axis = 2
-        elif node.op_type in ("Reshape", "Flatten") or not attributes.get("keepdims", 1):
+        elif node.op_type in ("Reshape", "Flatten"):
+            kept = still_there(shapes.get(node.input[0], ()), shapes.get(node.output[0], ()), axis)
+            axis = 1 if kept is None else kept
+        elif not attributes.get("keepdims", 1):
             axis = 1
         for output in node.output:
             axes[output] = axis
@@ -147,6 +150,13 @@ def in_groups(before: Sequence[int], after: Sequence[int]) -> bool:
     if len(before) not in (2, 4) or len(after) < 3 or after[1] * after[2] != before[1]:
         return False
     return 1 < after[1] <= after[2] and (after[3:] == before[2:] or (len(after) == 3 and before[2:] == (1, 1)))
+
+
+def still_there(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:
+    """Where a reshape leaves an axis that it takes apart as little as what comes before it; None where it does not."""
+    first, size = math.prod(before[:axis]), before[axis] if axis < len(before) else 0
+    places = (place for place, one in enumerate(after) if one == size and math.prod(after[:place]) == first)
+    return next(places, None) if first and size else None
 
 
 def whole_numbers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:

@@ -13,12 +13,12 @@ from latency.errors import TraceError
 from latency.graph import operations
 from latency.tracing.channels import Channels, Flows
 from latency.tracing.joins import extreme
-from latency.tracing.parts import picks, split
+from latency.tracing.parts import picks, split, unbind
 from latency.tracing.rules import rule_of
-from latency.tracing.symbolic import number, shape_of
+from latency.tracing.symbolic import number, shape_of, state_sizes
 from latency.tracing.walk import Unfollowed, Walk, lies_along_one_axis
 
-OF_SEVERAL = (split, extreme)
+OF_SEVERAL = (split, unbind, extreme)
 """Rules of what gives several tensors at once."""
 
 
@@ -116,6 +116,7 @@ def _left_alone(walk: Walk, node: fx.Node, what: str) -> Channels:
     """What goes in keeps all of its channels, and so does what comes out, and all parameters keep their shapes."""
     lost = not all(map(walk.variables.all_fixed, _flows_into(walk, node)))
     _pin_inputs(walk, node)
+    state_sizes(node)
     if _parameters_kept(walk, node) or lost:
         walk.unfollowed.append(f"{walk.owner(node)} {what}")
     if walk.constants.issuperset(walk.carriers(node)):

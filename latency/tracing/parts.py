@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from latency.tracing.channels import Channels
-from latency.tracing.symbolic import argument, shape_of
+from latency.tracing.symbolic import argument, number, shape_of
 from latency.tracing.walk import Unfollowed, Walk, rewrite
 
 MOST_PARTS = 32
@@ -49,6 +49,22 @@ def stretch(walk: Walk, node: fx.Node, start: int, stop: int, dim: int) -> Chann
     return Channels(part.flows * len(made_of[1]), dim)
 
 
+def narrow(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """The same, told where it begins and how long it is; or a stretch of positions."""
+    dim, start, length = (number(argument(node, place, name)) for place, name in ((1, "dim"), (2, "start"), (3, "length")))
+    dim %= len(shape_of(node))
+    return stretch(walk, node, start, start + length, dim) if dim == walk.input(node).axis else walk.input(node)
+
+
+def unbind(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """All that lies along an axis that is not the channels', each by itself."""
+    channels, dim = walk.input(node), (argument(node, 1, "dim") or 0) % len(shape_of(walk.source(node)))
+    if dim == channels.axis:
+        raise Unfollowed("takes the channels one by one")
+    walk.parts[node] = Channels(channels.flows, channels.axis - (dim < channels.axis))
+    return Channels(())
+
+
 def glu(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """A half, gated by the other."""
     dim: Any = argument(node, 1, "dim") if module is None else module.dim
@@ -78,8 +94,9 @@ def _equal_part(walk: Walk, node: fx.Node, count: int, dim: int) -> Channels:
 
 def _regroup(walk: Walk, node: fx.Node, parts: fx.Node, places: range, dim: int) -> None:
     """Make `node` one of `parts`, or the concatenation of some."""
+    node.op, node.kwargs = "call_function", {}
     if len(places) == 1:
-        node.args = (parts, places[0])
+        node.target, node.args = operator.getitem, (parts, places[0])
         return
     whole = node.meta["tensor_meta"]
     shape = list(whole.shape)

@@ -61,6 +61,8 @@ OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = 
     (frozenset({F.normalize}), moves.normalize),
     (operations.TURNING_FUNCTIONS, moves.turn),
     (operations.CHUNKING_FUNCTIONS | operations.SPLITTING_FUNCTIONS, parts.split),
+    (operations.UNBINDING_FUNCTIONS, parts.unbind),
+    (operations.NARROWING_FUNCTIONS, parts.narrow),
     (frozenset({F.glu}), parts.glu),
     (operations.PERMUTING_FUNCTIONS, moves.permute),
     (operations.TRANSPOSING_FUNCTIONS, moves.transpose),

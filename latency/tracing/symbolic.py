@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import operator
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_arg
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_leaves
 
@@ -50,6 +52,21 @@ def number(value: Any) -> Any:
     return value.meta.get("number", value) if isinstance(value, fx.Node) else value
 
 
+def state_sizes(node: fx.Node) -> None:
+    """Where a call is given sizes that forward() computes, they are what they are for the example, but for the batch's."""
+    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda one: one if _of_batch(one) else number(one))
+
+
+def _of_batch(size: fx.Node) -> bool:
+    """Whether how many images there are tells a size."""
+    if "number" not in size.meta:
+        return False
+    asks, *_ = size.all_input_nodes or (None,)
+    if size.target == "size" or (size.target is operator.getitem and asks is not None and "number" not in asks.meta):
+        return bool(size.args[1] == 0)
+    return any(map(_of_batch, size.all_input_nodes)) or size.target == "numel"
+
+
 def argument(node: fx.Node, place: int, name: str) -> Any:
     """What a call gives at that place, or by name; None where it gives neither."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name)
@@ -69,8 +86,10 @@ class _Value(fx.Proxy):
     tracer: _SymbolicTracer
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("shape", "ndim", "device"):
+        if name in ("shape", "device"):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if name == "ndim":
+            return len(self.tracer.plain(self.shape))
         if name == "type" and self.node.target is getattr:  # a device's, for autocast
             return self.tracer.plain(self).type
         if name in ("requires_grad", "is_cuda"):
@@ -162,7 +181,10 @@ class _SymbolicTracer(fx.Tracer):
         return make
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self._running else super().call_module(module, forward, args, kwargs)
+        """What forward() makes and calls at once, `nn.ReLU()(x)`, is what that computes."""
+        if self._running or module not in (self.submodule_paths or {}):
+            return forward(*args, **kwargs)
+        return super().call_module(module, forward, args, kwargs)
 
     def getattr(self, attr: str, value: Any, parameters: dict[str, fx.Proxy]) -> Any:
         return value if self._running else super().getattr(attr, value, parameters)
@@ -170,6 +192,7 @@ class _SymbolicTracer(fx.Tracer):
 
 def _symbolic(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphModule:
     tracer = _SymbolicTracer(name, shape)
+    _introduce_to_einops()
     makers: Any = {one.__name__: tracer.maker(one) for one in operations.MAKING_FUNCTIONS if callable(one)}
     try:
         with patch.multiple(torch, **makers):
@@ -185,6 +208,14 @@ def _symbolic(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphM
     _take_results(traced, name)
     traced.graph.eliminate_dead_code()
     return traced
+
+
+def _introduce_to_einops() -> None:
+    """Where it is in use, einops is to treat values in forward() as the tensors that they stand for; it goes by their type."""
+    backends = sys.modules.get("einops._backends")
+    if backends is not None:
+        with suppress(AttributeError):  # of some version that keeps its types elsewhere
+            backends._type2backend[_Value] = backends.get_backend(torch.empty(0))
 
 
 def _take_results(traced: fx.GraphModule, name: str) -> None:

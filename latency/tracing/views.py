@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from latency.graph.shapes import in_groups
+from latency.graph.shapes import in_groups, still_there
 from latency.tracing.channels import Channels, repeated
 from latency.tracing.parts import equal_share
-from latency.tracing.symbolic import argument, shape_of
+from latency.tracing.symbolic import argument, shape_of, state_sizes
 from latency.tracing.walk import Unfollowed, Walk, rewrite
 
 Shape = tuple[int, ...]
@@ -24,9 +24,12 @@ def reshape(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     if after == before:
         return channels
     view = next((view for fits, view in VIEWS if fits(before, after, channels.axis)), None)
-    if view is None:
+    if view is not None:
+        return view(walk, node, before, after)
+    kept = still_there(before, after, channels.axis)
+    if kept is None:
         raise Unfollowed(f"reshapes {before} to {after}, channels on axis {channels.axis}")
-    return view(walk, node, before, after)
+    return _around(walk, node, kept)
 
 
 def shuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
@@ -54,6 +57,23 @@ def pixel_unshuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
     """Positions become consecutive channels."""
     before, after = shape_of(walk.source(node)), shape_of(node)
     return Channels(repeated(walk.input_on(node, 1), after[1] // before[1]))
+
+
+def _around(walk: Walk, node: fx.Node, kept: int) -> Channels:
+    """All but the channels takes another shape."""
+    flows, axis = walk.input(node)
+    if node.target in (torch.flatten, "flatten", torch.unflatten, "unflatten") or node.op == "call_module":
+        return Channels(flows, kept)
+    state_sizes(node)
+    with node.graph.inserting_before(node):
+        if node.target in ("view_as", "reshape_as"):
+            sizes = [node.graph.call_method("size", (node.args[1], 0)), *shape_of(node)[1:]]
+        else:
+            given: Any = node.kwargs.get("shape", node.args[1:])
+            sizes = list(given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given)
+        sizes[kept] = node.graph.call_method("size", (walk.source(node), axis))
+    rewrite(node, torch.reshape, tuple(sizes))
+    return Channels(flows, kept)
 
 
 def _flattened(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:

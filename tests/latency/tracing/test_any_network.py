@@ -1,5 +1,6 @@
 """Networks put together at random: what is traced, sliced and exported computes the same at any widths."""
 
+import einops
 import numpy as np
 import onnx
 import onnxruntime
@@ -373,6 +374,38 @@ class Blurred(Step):
         return F.conv2d(y, self.filters, None, 1, 1, 1, self.channels) + y
 
 
+class Tokened(Step):
+    """Positions in one row or in windows, as where blocks of transformers stand among convolutions."""
+
+    def __init__(self, channels: int, inside: int, how: int) -> None:
+        super().__init__(channels)
+        self.how, self.norm, self.conv = how, nn.LayerNorm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.wide, self.narrow = nn.Linear(channels, inside), nn.Linear(inside, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        if self.how == 0:
+            return x + self.mixed(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(n, c, h, w)
+        if self.how == 1:
+            return x + self.mixed(x.view(n, c, -1).permute(0, 2, 1)).permute(0, 2, 1).view_as(x)
+        if self.how == 2:
+            tokens = self.mixed(einops.rearrange(x, "b c (h a) (w b2) -> (b h w) (a b2) c", a=4, b2=4))
+            windows = tokens.view(n, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4)
+            return x * windows.contiguous().view(n, self.channels, h, w)
+        y = self.conv(x)
+        if self.how == 3:
+            a, b, _ = y.view(n, 3, c, h, w).unbind(1)
+            return a * b.sigmoid()
+        if self.how == 4:
+            return y.narrow(1, 0, c) + torch.narrow(y, dim=1, start=2 * c, length=c) * y.narrow(2, 3, 1)[:, :c]
+        q, k, v = torch.unbind(y.view(n, 3, c // 2, 2, h * w), dim=1)
+        scores = (q.transpose(-1, -2) @ k).softmax(-1)
+        return x + (v @ scores.transpose(-1, -2)).reshape(n, c, h, w)
+
+    def mixed(self, tokens: Tensor) -> Tensor:
+        return self.narrow(F.gelu(self.wide(self.norm(tokens))))
+
+
 class Written(Step):
     """What classes of one's own write with parameters of theirs: scales, norms, weighted sums, thresholds."""
 
@@ -386,7 +419,7 @@ class Written(Step):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         if self.how == 0:
-            return x + self.scale.unsqueeze(-1).unsqueeze(-1) * y
+            return x + self.scale.unsqueeze(-1).unsqueeze(-1) * nn.ReLU()(y)
         if self.how == 1:
             y = y.float()
             spread = (y - y.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
@@ -476,6 +509,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Enlarged), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Various), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Blurred), st.tuples(st.integers(1, 2))),
+    st.tuples(st.just(Tokened), st.tuples(few, choice)),
     st.tuples(st.just(Written), st.tuples(choice)),
     st.tuples(st.just(Renormed), st.tuples(few, choice)),
     st.tuples(st.just(Kept), st.tuples(choice)),
@@ -510,6 +544,7 @@ def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) 
     for widths in (np.array(net.min_widths), np.array([rng.choice(gene.choices) for gene in net.genes], dtype=np.int64)):
         structure = extract(net, widths, state)
         scores = structure(images).detach()
+        torch.testing.assert_close(structure(images.repeat(2, 1, 1, 1))[:2], scores)
         model = net.onnx(widths)
         near = {"rtol": 1e-4, "atol": 1e-5 * float(scores.abs().max())}
         ran = onnxruntime.InferenceSession(model).run(None, {"images": images.numpy()})[0]
