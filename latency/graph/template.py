@@ -8,7 +8,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -103,6 +103,10 @@ def _drop_restriding(model: onnx.ModelProto) -> None:
         if np.array_equal(order.ravel(), np.arange(order.size)) and shapes[flat.output[0]] == (order.size,):
             gather.CopyFrom(onnx.helper.make_node("Identity", flat.input[:1], gather.output, gather.name))
             graph.node.remove(flat)
+    _drop_unread(graph)
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
     read = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
@@ -120,6 +124,7 @@ class Template:
         model = export_onnx(module, input_shape)
         _compute_weights(model)
         _add_missing_biases(model.graph)
+        _shrink_constants(model, module.state_dict().keys())
         _unshare_weights(model.graph, tensors)
         shapes = static_shapes(model)
         places = channel_axes(model.graph, shapes)
@@ -144,7 +149,8 @@ class Template:
         for name, (axis, group) in self._counting.items():
             known, count = self._weights[name], max(1, int(axis.length(widths)) // group)
             sizes = known.dtype == np.int64
-            array = np.array([known[0], count, *known[2:]]) if sizes else known[:count]
+            rest = [-1] if len(known) == 3 else known[2:]  # of a group norm, or of a shape with positions
+            array = np.array([known[0], count, *rest]) if sizes else known[:count]
             model.graph.initializer.append(numpy_helper.from_array(array, name))
         return model.SerializeToString()
 
@@ -202,7 +208,7 @@ def _unshare_weights(graph: onnx.GraphProto, trained: Tensors) -> None:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     reader: dict[str, int] = {}
     for number, node in enumerate(graph.node):
-        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | COUNTING:
+        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | COUNTING | {"Concat"}:
             continue
         named = node.op_type in BIASED and node.input[1] in trained
         first = 2 if named else 0  # these weights keep their parameters' names
@@ -211,6 +217,25 @@ def _unshare_weights(graph: onnx.GraphProto, trained: Tensors) -> None:
                 copied = graph.initializer.add()
                 copied.CopyFrom(tensors[name])
                 copied.name = node.input[position] = f"{name}_{number}_{position}"
+
+
+def _shrink_constants(model: onnx.ModelProto, known: Set[str]) -> None:
+    """What forward() makes, is one number everywhere, and meets something of the whole shape, is written as that number.
+
+    Args:
+        known: names of the module's own tensors, which stay as they are.
+    """
+    graph, shapes = model.graph, static_shapes(model)
+    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in known}
+    for node in graph.node:
+        whole = [name for name in node.input if name not in constants and shapes.get(name) == shapes[node.output[0]]]
+        for place, name in enumerate(node.input) if node.op_type in ELEMENTWISE and whole else ():
+            array = numpy_helper.to_array(constants[name]) if name in constants else np.zeros(0)
+            if array.size > 1 and (array == array.flat[0]).all():
+                node.input[place] = f"{name}_number_{node.name}"
+                number = array.flat[:1].reshape((1,) * array.ndim)
+                graph.initializer.append(numpy_helper.from_array(number, node.input[place]))
+    _drop_unread(graph)
 
 
 def _annotate(

@@ -62,15 +62,15 @@ def pixel_unshuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
 def _around(walk: Walk, node: fx.Node, kept: int) -> Channels:
     """All but the channels takes another shape."""
     flows, axis = walk.input(node)
-    if node.target in (torch.flatten, "flatten", torch.unflatten, "unflatten") or node.op == "call_module":
+    if node.target in (torch.flatten, "flatten") or isinstance(walk.modules.get(str(node.target)), nn.Flatten):
         return Channels(flows, kept)
     state_sizes(node)
     with node.graph.inserting_before(node):
-        if node.target in ("view_as", "reshape_as"):
-            sizes = [node.graph.call_method("size", (node.args[1], 0)), *shape_of(node)[1:]]
-        else:
+        if node.target in (torch.reshape, "view", "reshape"):
             given: Any = node.kwargs.get("shape", node.args[1:])
             sizes = list(given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given)
+        else:  # its first axis is that of another tensor, or of its own as it was
+            sizes = [node.graph.call_method("size", (node.all_input_nodes[-1], 0)), *shape_of(node)[1:]]
         sizes[kept] = node.graph.call_method("size", (walk.source(node), axis))
     rewrite(node, torch.reshape, tuple(sizes))
     return Channels(flows, kept)
