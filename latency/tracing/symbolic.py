@@ -63,7 +63,7 @@ def _of_batch(size: fx.Node) -> bool:
         return False
     asks, *_ = size.all_input_nodes or (None,)
     if size.target == "size" or (size.target is operator.getitem and asks is not None and "number" not in asks.meta):
-        return bool(size.args[1] == 0)
+        return bool(argument(size, 1, "dim") == 0)
     return any(map(_of_batch, size.all_input_nodes)) or size.target == "numel"
 
 

@@ -64,16 +64,28 @@ def _around(walk: Walk, node: fx.Node, kept: int) -> Channels:
     flows, axis = walk.input(node)
     if node.target in (torch.flatten, "flatten") or isinstance(walk.modules.get(str(node.target)), nn.Flatten):
         return Channels(flows, kept)
-    state_sizes(node)
+    sizes = _stated(node) or [_batch_of(node), *shape_of(node)[1:]]
     with node.graph.inserting_before(node):
-        if node.target in (torch.reshape, "view", "reshape"):
-            given: Any = node.kwargs.get("shape", node.args[1:])
-            sizes = list(given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given)
-        else:  # its first axis is that of another tensor, or of its own as it was
-            sizes = [node.graph.call_method("size", (node.all_input_nodes[-1], 0)), *shape_of(node)[1:]]
         sizes[kept] = node.graph.call_method("size", (walk.source(node), axis))
     rewrite(node, torch.reshape, tuple(sizes))
     return Channels(flows, kept)
+
+
+def _stated(node: fx.Node) -> list[Any]:
+    """The sizes that a reshape is given one by one, as they are for the example but for the batch's; none where it is not."""
+    state_sizes(node)
+    given: Any = node.kwargs.get("shape", node.args[1:]) if node.target in (torch.reshape, "view", "reshape") else ()
+    sizes = list(given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given)
+    return sizes if len(sizes) == len(shape_of(node)) else []
+
+
+def _batch_of(node: fx.Node) -> fx.Node:
+    """How many images the last of its tensors holds, which is what the result has first."""
+    tensor = [source for source in node.all_input_nodes if shape_of(source) is not None][-1]
+    if shape_of(tensor)[0] != shape_of(node)[0]:
+        raise Unfollowed("is given its shape as a whole")
+    with node.graph.inserting_before(node):
+        return node.graph.call_method("size", (tensor, 0))
 
 
 def _flattened(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
