@@ -4,6 +4,7 @@ import einops
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -561,3 +562,18 @@ def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) 
         supernet, doubles = supernet.double(), images.double()
         whole, cropped = (supernet.scores(doubles, supernet.weights(widths, whole=whole)) for whole in (True, False))
         torch.testing.assert_close(whole, cropped, rtol=1e-5, atol=1e-6 * float(cropped.detach().abs().max()))
+
+
+FOLLOWED = [(kind, (how,)) for kind, ways in ((Written, 6), (Computed, 6), (Attended, 3)) for how in range(ways)]
+FOLLOWED += [
+    (kind, (4, how))
+    for kind, ways in ((Tokened, 5), (Renormed, 6), (Selected, 3), (Various, 4), (Halved, 6))
+    for how in range(ways)
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments"), FOLLOWED)
+def test_nothing_of_it_keeps_its_channels(kind: type[Step], arguments: tuple[int, ...]) -> None:
+    net = latency.trace(composed([(kind, arguments)]), SHAPE, align=1)
+    assert not net.unfollowed
+    assert len(net.genes) >= 1
