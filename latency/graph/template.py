@@ -208,7 +208,7 @@ def _unshare_weights(graph: onnx.GraphProto, trained: Tensors) -> None:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     reader: dict[str, int] = {}
     for number, node in enumerate(graph.node):
-        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | COUNTING | {"Concat"}:
+        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | COUNTING:
             continue
         named = node.op_type in BIASED and node.input[1] in trained
         first = 2 if named else 0  # these weights keep their parameters' names

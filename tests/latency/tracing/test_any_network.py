@@ -402,7 +402,7 @@ class Tokened(Step):
             return y.narrow(1, 0, c) + torch.narrow(y, dim=1, start=2 * c, length=c) * y.narrow(2, 3, 1)[:, :c]
         q, k, v = torch.unbind(y.view(n, 3, c // 2, 2, h * w), dim=1)
         scores = (q.transpose(-1, -2) @ k).softmax(-1)
-        return x + (v @ scores.transpose(-1, -2)).reshape(n, c, h, w)
+        return (v @ scores.transpose(-1, -2)).reshape(n, c, h, w)
 
     def mixed(self, tokens: Tensor) -> Tensor:
         return self.narrow(F.gelu(self.wide(self.norm(tokens))))
@@ -421,7 +421,7 @@ class Written(Step):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         if self.how == 0:
-            return x + self.scale.unsqueeze(-1).unsqueeze(-1) * nn.ReLU()(y)
+            return x + self.scale.view(1, self.channels, 1).unsqueeze(-1) * nn.ReLU()(y)
         if self.how == 1:
             y = y.float()
             spread = (y - y.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
@@ -434,6 +434,7 @@ class Written(Step):
         if self.how == 3:
             return torch.max(y * torch.rsqrt(y.pow(2).mean((2, 3), keepdim=True) + 1), self.least)
         if self.how == 4:
+            y = y * self.scale.unsqueeze(-1).unsqueeze(-1)
             return torch.stack([x, y, F.leaky_relu_(x * y)], dim=0).sum(dim=0)
         return self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
