@@ -58,7 +58,10 @@ def in_own_class(module: nn.Module, structure: nn.Module, input_shape: tuple[int
             vars(own.get_submodule(name)).update({size: getattr(layer, size) for size in SIZES if hasattr(layer, size)})
     for name, tensor in [*structure.named_parameters(), *structure.named_buffers()]:
         owner, _, attribute = name.rpartition(".")
-        setattr(own.get_submodule(owner), attribute, copy.deepcopy(tensor))
+        holder = own.get_submodule(owner)
+        setattr(holder, attribute, copy.deepcopy(tensor))
+        if isinstance(holder, nn.RMSNorm):  # written out in the structure
+            holder.normalized_shape = tuple(tensor.shape)
     own.to(memory_format=torch.contiguous_format)  # a class may use view where the trace knows to reshape
     images = torch.randn(input_shape, generator=torch.Generator().manual_seed(0))
     try:

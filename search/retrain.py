@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor, fx, nn
 
 from latency.devices import Device
@@ -97,7 +98,7 @@ def exported(job: Job, device: Device, structure: nn.Module, row: Mapping[str, A
     if Workers.joined().rank:
         return {}
     label, out, shape = row["label"], job.out, job.network.input_shape
-    structure = folded(structure.cpu())
+    structure = folded(structure.cpu()).to(memory_format=torch.contiguous_format)
     model = structure_onnx(structure, shape)
     own = in_own_class(job.module, structure, shape)
     weights = {name: tensor.contiguous() for name, tensor in structure.state_dict().items()}

@@ -348,6 +348,30 @@ def hourglass(num_classes: int = 10) -> nn.Module:
     return Hourglass(num_classes)
 
 
+class Tokens(nn.Module):
+    """Positions as tokens, between convolutions of which one has weight norm and synchronised BN."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 16, 3, stride=2, padding=1))
+        self.stem, self.norm, self.scale = (
+            nn.Sequential(conv, nn.SyncBatchNorm(16)),
+            nn.RMSNorm(16),
+            nn.Parameter(torch.ones(16)),
+        )
+        self.wide, self.narrow, self.classifier = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        mixed = self.narrow(F.gelu(self.wide(self.norm(x.flatten(2).transpose(1, 2)))))
+        x = x + self.scale[:, None, None] * mixed.transpose(1, 2).view_as(x)
+        return self.classifier(x.mean((2, 3)))
+
+
+def tokens(num_classes: int = 10) -> nn.Module:
+    return Tokens(num_classes)
+
+
 class Deciding(nn.Module):
     """It looks at the image to know what to do: it cannot be traced."""
 

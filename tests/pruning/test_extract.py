@@ -77,6 +77,7 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
         "tinynet:twice",
         "tinynet:widening",
         "tinynet:hourglass",
+        "tinynet:tokens",
     ],
 )
 def test_a_structure_in_the_users_own_class(name: str, awake) -> None:
