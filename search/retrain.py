@@ -101,8 +101,7 @@ def exported(job: Job, device: Device, structure: nn.Module, row: Mapping[str, A
     structure = folded(structure.cpu()).to(memory_format=torch.contiguous_format)
     model = structure_onnx(structure, shape)
     own = in_own_class(job.module, structure, shape)
-    weights = {name: tensor.contiguous() for name, tensor in structure.state_dict().items()}
-    write_file(out / f"{label}.safetensors", safetensors.torch.save(weights))
+    write_file(out / f"{label}.safetensors", safetensors.torch.save(structure.state_dict()))
     write_file(out / f"{label}.pt2", program_bytes(own, shape))
     write_file(out / f"{label}.onnx", model)
     onnx_accuracy = exported_accuracy(out / f"{label}.onnx", job.data.test, job.data)

@@ -6,8 +6,6 @@ import math
 
 import torch.nn.functional as F
 from torch import fx
-from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves
 
 from latency.errors import TraceError
 from latency.graph import operations
@@ -59,9 +57,7 @@ def _image(walk: Walk, node: fx.Node) -> None:
 def _made(walk: Walk, node: fx.Node) -> Channels:
     """A tensor that forward() makes, of zeros, say, has the sizes that it has now, but for the batch's; where it has those of
     another one, that keeps its channels."""
-    first = 1 if node.op == "call_method" else 0  # a method's own tensor
-    batch, *_ = tree_leaves((node.args[first:], node.kwargs.get("size")))
-    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda one: one if one is batch else number(one))
+    state_sizes(node)
     for shape in node.all_input_nodes:
         if number(shape) is shape and (shape.target == "size" or (shape.target is getattr and shape.args[1] == "shape")):
             if not all(map(walk.variables.all_fixed, _flows_into(walk, shape))):

@@ -29,7 +29,8 @@ def plain(module: nn.Module) -> nn.Module:
             del layer._forward_pre_hooks[key]
         if parametrize.is_parametrized(layer):
             _unparametrize(layer)
-        if isinstance(layer, nn.SyncBatchNorm) or type(layer).__name__ == FROZEN:
+        relative = isinstance(layer, nn.SyncBatchNorm) or type(layer).__name__ == FROZEN
+        if relative and "running_mean" in layer.state_dict():
             module.set_submodule(name, _batchnorm(layer))
     return module
 

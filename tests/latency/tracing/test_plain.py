@@ -47,3 +47,8 @@ def test_relatives_of_bn_are_bn() -> None:
     assert copied[1].momentum == 0.3
     torch.testing.assert_close(copied[0](images), frozen(images))
     torch.testing.assert_close(copied[1](images), synchronised.eval()(images))
+
+
+def test_synchronised_bn_without_statistics_stays_as_it_is() -> None:
+    norm = nn.SyncBatchNorm(4, track_running_stats=False)
+    assert type(plain(nn.Sequential(norm))[0]) is nn.SyncBatchNorm
