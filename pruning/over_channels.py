@@ -21,7 +21,7 @@ def prepared(node: fx.Node, x: Tensor, kept: Tensor, place: int) -> Tensor:
     if node.target is torch.chunk:
         return _regrouped(x, kept, place, arguments[1])
     if node.target is torch.unflatten:
-        return _regrouped(x, kept, place, arguments[2][0])
+        return _regrouped(x, kept, place, math.prod(arguments[2][:-1]))
     mask = kept.view(-1, *[1] * (x.dim() - place - 1))
     name = "" if node.op == "call_module" else getattr(node.target, "__name__", node.target)
     if name in LARGEST:

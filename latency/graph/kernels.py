@@ -189,8 +189,8 @@ def _adds_shortcut(
 
 def _place(group: list[onnx.NodeProto], shapes: Shapes) -> PlacedKernel:
     head, tail = group[0], group[-1]
-    source = next((name for name in head.input if name not in shapes.initializers), head.input[0])
-    batch, cin, height, width = shapes.sizes(source)
+    source, axis = _read(head, shapes)
+    batch, cin, height, width = shapes.sizes(source, axis)
     out_batch, cout, out_height, out_width = shapes.sizes(tail.output[0])
     if out_batch != batch:  # what only moves data may take the batch for something else
         entries = out_batch * cout * out_height * out_width
@@ -213,6 +213,17 @@ def _place(group: list[onnx.NodeProto], shapes: Shapes) -> PlacedKernel:
     )  # fmt: skip
     names = {node.name for node in group} | {name for node in group for name in node.output}
     return PlacedKernel(kernel, source, tail.output[0], frozenset(names))
+
+
+def _read(node: onnx.NodeProto, shapes: Shapes) -> tuple[str, int | None]:
+    """Which input a kernel is said to read, and which of its axes are its channels, None for those that it has. Of a product of
+    two computed tensors it is the one that its channels do not come from, and the axis that is summed over."""
+    computed = [name for name in node.input if name not in shapes.initializers]
+    if node.op_type != "MatMul" or len(computed) < 2:
+        return (computed or node.input)[0], None
+    rank = len(shapes.shapes.get(node.output[0], ()))
+    rows = shapes.channel_axis.get(node.output[0]) == rank - 2
+    return node.input[rows], rank - 2 if rows else rank - 1
 
 
 def _is_silu(nodes: Sequence[onnx.NodeProto]) -> bool:

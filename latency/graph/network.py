@@ -157,7 +157,7 @@ class Network:
     def macs(self, widths: Any) -> Any:
         """Multiply-adds of conv and linear layers for one image: int for one structure, int64[P] for [P, L].
 
-        What layers of other kinds do inside (attention, say) is not counted; it is the same for all structures.
+        Products of two computed tensors, as in attention, are not counted, nor what layers of other kinds do inside.
         """
         array = self.check_widths(widths)
         total = sum(layer.macs(layer.inputs.length(array), layer.outputs.length(array)) for layer in self.layers)

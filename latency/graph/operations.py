@@ -59,14 +59,19 @@ EXTREME_FUNCTIONS: frozenset[Any] = frozenset({torch.max, torch.min, "max", "min
 RESHAPING_FUNCTIONS: frozenset[Any] = frozenset(
     {torch.flatten, torch.unflatten, torch.reshape, "flatten", "unflatten", "view", "reshape", "view_as", "reshape_as"}
 )
+MULTIPLYING_FUNCTIONS: frozenset[Any] = frozenset({operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"})
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 CHUNKING_FUNCTIONS: frozenset[Any] = frozenset({torch.chunk, torch.tensor_split, "chunk", "tensor_split"})
 SPLITTING_FUNCTIONS: frozenset[Any] = frozenset({torch.split, "split"})
 UNBINDING_FUNCTIONS: frozenset[Any] = frozenset({torch.unbind, "unbind"})
 NARROWING_FUNCTIONS: frozenset[Any] = frozenset({torch.narrow, "narrow"})
 PERMUTING_FUNCTIONS: frozenset[Any] = frozenset({torch.permute, "permute"})
-TRANSPOSING_FUNCTIONS: frozenset[Any] = frozenset({torch.transpose, "transpose"})
+TRANSPOSING_FUNCTIONS: frozenset[Any] = frozenset(
+    {torch.transpose, torch.swapaxes, torch.swapdims, "transpose", "swapaxes", "swapdims"}
+)
+MOVING_FUNCTIONS: frozenset[Any] = frozenset({torch.movedim, torch.moveaxis, "movedim", "moveaxis"})
 SQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.squeeze, "squeeze"})
+REPEATING_FUNCTIONS: frozenset[Any] = frozenset({"repeat"})
 EXPANDING_FUNCTIONS: frozenset[Any] = frozenset({"expand", "expand_as"})
 UNSQUEEZING_FUNCTIONS: frozenset[Any] = frozenset({torch.unsqueeze, "unsqueeze"})
 MAKING_FUNCTIONS: frozenset[Any] = frozenset(
@@ -78,7 +83,7 @@ MAKING_FUNCTIONS: frozenset[Any] = frozenset(
 INDEXING_FUNCTIONS: frozenset[Any] = frozenset({operator.getitem})
 VIEWS = (
     RESHAPING_FUNCTIONS | CHUNKING_FUNCTIONS | SPLITTING_FUNCTIONS | UNBINDING_FUNCTIONS | NARROWING_FUNCTIONS
-    | PERMUTING_FUNCTIONS | TRANSPOSING_FUNCTIONS | SQUEEZING_FUNCTIONS | UNSQUEEZING_FUNCTIONS | EXPANDING_FUNCTIONS
+    | PERMUTING_FUNCTIONS | TRANSPOSING_FUNCTIONS | MOVING_FUNCTIONS | SQUEEZING_FUNCTIONS | UNSQUEEZING_FUNCTIONS | EXPANDING_FUNCTIONS
     | INDEXING_FUNCTIONS
 )  # fmt: skip
 """What gives a part of a tensor, or the same in another shape: whoever changes it changes the tensor."""

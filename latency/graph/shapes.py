@@ -91,13 +91,18 @@ class Shapes:
         self.shapes = static_shapes(model)
         self.channel_axis = channel_axes(model.graph, self.shapes)
 
-    def sizes(self, name: str) -> tuple[int, int, int, int]:
-        """(batch, channels, height, width) of a value; trailing axes beyond these are counted into the height."""
+    def sizes(self, name: str, axis: int | None = None) -> tuple[int, int, int, int]:
+        """(batch, channels, height, width) of a value; trailing axes beyond these are counted into the height.
+
+        Args:
+            axis: to be taken for the channels'; by default the one that is, or the last where none is.
+        """
         shape = self.shapes.get(name)
         if shape is None or any(size < 1 for size in shape):
             raise MeasurementError(f"the model's value '{name}' has no static shape; export it with fixed input sizes.")
         shape = shape or (1,)  # a scalar
-        axis = min(self.channel_axis.get(name, 1), len(shape) - 1)
+        axis = self.channel_axis.get(name, 1) if axis is None else axis
+        axis = min(axis, len(shape) - 1) if axis >= 0 else len(shape) - 1
         channels = shape[axis] if len(shape) > 1 else 1
         if len(shape) == 4 and axis == 1:
             return shape[0], channels, shape[2], shape[3]
@@ -107,35 +112,64 @@ class Shapes:
 
 def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Which axis of each value holds the channels: 1 after what works on images, the last before and after a MatMul with
-    weights; transposes, gathers, squeezes and unsqueezes move it."""
+    weights; transposes, gathers, squeezes and unsqueezes move it. -1 where there are none, as in attention's
+    scores."""
     axes: dict[str, int] = {}
     numbers, weights = whole_numbers(graph), {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
             continue
-        axis = next((axes[name] for name in node.input if name in axes), 1)
+        known = [axes[name] for name in node.input if name in axes]
+        axis = next((one for one in known if one >= 0), -1 if known else 1)
         attributes = attributes_of(node)
         if node.op_type in OF_IMAGES and not mixes_channels(node, axis, shapes):
             axis = axes[node.input[0]] = 1
         elif node.op_type == "MatMul" and node.input[1] in weights:
             axis = axes[node.input[0]] = len(shapes.get(node.output[0], (0, 0))) - 1
+        elif node.op_type == "MatMul":
+            source = product_source(node, axes, shapes)
+            axis = source[1] if source else -1
+        elif axis < 0:
+            pass
         elif node.op_type == "Transpose":
             axis = list(attributes["perm"]).index(axis)
         elif node.op_type == "GatherND":
             axis += len(shapes.get(node.output[0], ())) - len(shapes.get(node.input[0], ()))
+        elif node.op_type == "Gather":
+            rank = len(shapes.get(node.input[0], ()))
+            axis += (attributes.get("axis", 0) % max(1, rank) < axis) * (len(shapes.get(node.output[0], ())) - rank)
         elif node.op_type in ("Squeeze", "Unsqueeze") and len(node.input) > 1 and node.input[1] in numbers:
             longer = node.input[0] if node.op_type == "Squeeze" else node.output[0]
             axis = _moved(node.op_type, axis, numbers[node.input[1]], len(shapes.get(longer, ())))
-        elif node.op_type == "Reshape" and in_groups(shapes.get(node.input[0], ()), shapes.get(node.output[0], ())):
-            axis = 2
         elif node.op_type in ("Reshape", "Flatten"):
-            kept = still_there(shapes.get(node.input[0], ()), shapes.get(node.output[0], ()), axis)
-            axis = 1 if kept is None else kept
+            view = reshaped(shapes.get(node.input[0], ()), shapes.get(node.output[0], ()), axis)
+            axis = 1 if view is None else view.place
         elif not attributes.get("keepdims", 1):
             axis = 1
         for output in node.output:
             axes[output] = axis
     return axes
+
+
+def product_source(
+    node: onnx.NodeProto, axes: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, int] | None:
+    """From which input a MatMul of two computed tensors has its channels, and on which axis (see `product_axis`)."""
+    rank = len(shapes.get(node.output[0], ()))
+    return product_axis([axes.get(name, -1) - len(shapes.get(name, ())) for name in node.input], rank)
+
+
+def product_axis(axes: Sequence[int], rank: int) -> tuple[int, int] | None:
+    """From which of two factors a matrix product of that rank has its channels, and on which axis: the second's columns, else
+    the first's rows. None where it sums over them.
+
+    Args:
+        axes: of the factors' channels, counted from the last on.
+    """
+    first, second = axes
+    if second == -1:
+        return 1, rank - 1
+    return (0, rank - 2) if first == -2 else None
 
 
 def mixes_channels(node: onnx.NodeProto, axis: int, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -144,19 +178,35 @@ def mixes_channels(node: onnx.NodeProto, axis: int, shapes: Mapping[str, tuple[i
     return single and axis == 2 and len(shapes.get(node.output[0], ())) == 3
 
 
-def in_groups(before: Sequence[int], after: Sequence[int]) -> bool:
-    """Whether a reshape puts channels in groups: (N, C, H, W) to (N, groups, C / groups, H, W), as channel shuffles begin; or,
-    of a single position, to (N, groups, C / groups)."""
-    if len(before) not in (2, 4) or len(after) < 3 or after[1] * after[2] != before[1]:
-        return False
-    return 1 < after[1] <= after[2] and (after[3:] == before[2:] or (len(after) == 3 and before[2:] == (1, 1)))
+class Reshaped(NamedTuple):
+    """Where an axis lies after a reshape, and what it is there: the first of so many equal `parts` of it; or `times` the same,
+    one after another, with `each` entries where one was."""
+
+    place: int
+    parts: int = 1
+    times: int = 1
+    each: int = 1
 
 
-def still_there(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:
-    """Where a reshape leaves an axis that it takes apart as little as what comes before it; None where it does not."""
-    first, size = math.prod(before[:axis]), before[axis] if axis < len(before) else 0
-    places = (place for place, one in enumerate(after) if one == size and math.prod(after[:place]) == first)
-    return next(places, None) if first and size else None
+def reshaped(before: Sequence[int], after: Sequence[int], axis: int) -> Reshaped | None:
+    """What a reshape makes of an axis that is not the first; None where its entries are mixed with others'. Of several axes
+    that it is taken apart to, it is the last: (N, C, H, W) → (N, groups, C / groups, H, W), as shuffles begin, or a ViT's
+    (N, L, 3·h·d) → (N, L, 3, h, d)."""
+    if axis >= len(before) or not all((*before, *after)):
+        return None
+    first, size = math.prod(before[:axis]), before[axis]
+    starts = [math.prod(after[:place]) for place in range(len(after) + 1)]
+    places = range(1, len(after))
+    for place in places:
+        if starts[place] == first and after[place] == size:
+            return Reshaped(place)
+    for place in places:
+        if first % starts[place] == 0 and starts[place + 1] % (first * size) == 0:
+            return Reshaped(place, times=first // starts[place], each=starts[place + 1] // (first * size))
+    if first not in starts[1:] or first * size not in starts[2:]:
+        return None
+    place = starts.index(first * size) - 1
+    return Reshaped(place, parts=starts[place] // first)
 
 
 def whole_numbers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:

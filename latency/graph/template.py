@@ -21,10 +21,13 @@ from latency.errors import TraceError
 from latency.graph.axis import AnyAxis, Axis, concatenated, equal_part, kept, mesh
 from latency.graph.kernels import PRODUCTS, PlacedKernel, find_kernels
 from latency.graph.shapes import (
+    Reshaped,
     attributes_of,
     channel_axes,
     group_norms,
     mixes_channels,
+    product_source,
+    reshaped,
     static_shapes,
     whole_numbers,
 )
@@ -39,6 +42,8 @@ BIASED = PRODUCTS - {"MatMul"}
 NORMS = frozenset({"BatchNormalization", "LayerNormalization", "InstanceNormalization"})
 ELEMENTWISE = frozenset("Add Sub Mul Div Pow Max Min Where PRelu Equal Greater GreaterOrEqual Less LessOrEqual".split())
 COUNTING = frozenset({"Resize", "Reshape"})
+SHARING = PRODUCTS | NORMS | ELEMENTWISE | COUNTING | {"Concat"}
+"""Operations that may read the same constants as others, which then are not the same when pruned."""
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata entry in which torch's export says from which module, and from which inside it, a node comes."""
 
@@ -208,7 +213,7 @@ def _unshare_weights(graph: onnx.GraphProto, trained: Tensors) -> None:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     reader: dict[str, int] = {}
     for number, node in enumerate(graph.node):
-        if node.op_type not in PRODUCTS | NORMS | ELEMENTWISE | COUNTING:
+        if node.op_type not in SHARING:
             continue
         named = node.op_type in BIASED and node.input[1] in trained
         first = 2 if named else 0  # these weights keep their parameters' names
@@ -260,6 +265,9 @@ def _annotate(
         if not known:
             continue  # constants computed in the graph
         axis = next((axis for axis in known if axis.genes), known[0])
+        if node.op_type == "MatMul" and node.input[1] not in dims:
+            source = product_source(node, places, shapes)
+            axis = Axis(1) if source is None else channels[node.input[source[0]]]
         mixing = mixes_channels(node, places[node.output[0]], shapes)
         weighted = node.op_type in PRODUCTS and node.input[1] in dims and not mixing
         axes = _weight_axes(node, tensors) if weighted else None
@@ -277,7 +285,7 @@ def _annotate(
             sliced[node.input[1]] = axes
             axis = axes[0] if node.op_type in ("Conv", "Gemm") else axes[1].repeated(attributes_of(node).get("group", 1))
             sliced.update({name: (axis,) for name in node.input[2:] if name})
-        elif node.op_type in ELEMENTWISE:
+        elif node.op_type in ELEMENTWISE or (node.op_type == "Concat" and not _along_channels(node, shapes, places)):
             place = places[node.output[0]] - len(shapes[node.output[0]])  # counted from the last axis on: these broadcast
             wide = [name for name in node.input if -place <= len(dims.get(name, ())) and dims[name][place] == axis.size]
             sliced.update({name: _at(place, axis, dims[name]) for name in wide})
@@ -288,13 +296,13 @@ def _annotate(
         elif node.op_type == "SpaceToDepth":
             axis = axis.repeated(attributes_of(node)["blocksize"] ** 2)
         elif node.op_type in ("Reshape", "Flatten"):
-            axis = _reshaped(axis, shapes[node.output[0]][places[node.output[0]]])
+            view = reshaped(shapes[node.input[0]], shapes[node.output[0]], places.get(node.input[0], 1))
+            axis = _reshaped(axis, view, shapes[node.output[0]][places[node.output[0]]])
         elif node.op_type.startswith("Reduce") and places[node.input[0]] in numbers[node.input[1]] % len(shapes[node.input[0]]):
             axis = Axis(shapes[node.output[0]][1])
         elif node.op_type == "Concat":
-            along = attributes_of(node)["axis"] % len(shapes[node.output[0]])
-            if along == places[node.output[0]]:
-                axis = concatenated([channels.get(name) or Axis(shapes[name][along]) for name in node.input])
+            place = places[node.output[0]]
+            axis = concatenated([channels.get(name) or Axis(shapes[name][place]) for name in node.input])
         elif node.op_type == "Pad" and node.input[1] in numbers:
             before, behind = numbers[node.input[1]].reshape(2, -1)[:, places[node.output[0]]]
             ends = [[Axis(int(size))] if size else [] for size in (before, behind)]
@@ -305,9 +313,16 @@ def _annotate(
     return channels, sliced
 
 
-def _reshaped(axis: AnyAxis, size: int) -> AnyAxis:
-    """With so many entries: several where one was, or only those of one group."""
-    return equal_part(axis, axis.size // size) if size < axis.size else axis.repeated(size // axis.size)
+def _along_channels(concat: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, int]) -> bool:
+    made = concat.output[0]
+    return bool(attributes_of(concat)["axis"] % len(shapes[made]) == places[made])
+
+
+def _reshaped(axis: AnyAxis, view: Reshaped | None, size: int) -> AnyAxis:
+    """The axis after a reshape; where its entries are mixed with others', nothing of it may be pruned."""
+    if view is None:
+        return Axis(size)
+    return concatenated([equal_part(axis, view.parts).repeated(view.each)] * view.times)
 
 
 def _weight_axes(product: onnx.NodeProto, tensors: Tensors) -> tuple[AnyAxis, ...] | None:

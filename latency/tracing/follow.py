@@ -14,7 +14,10 @@ from latency.tracing.joins import extreme
 from latency.tracing.parts import picks, split, unbind
 from latency.tracing.rules import rule_of
 from latency.tracing.symbolic import number, shape_of, state_sizes
-from latency.tracing.walk import Unfollowed, Walk, lies_along_one_axis
+from latency.tracing.walk import Unfollowed, Walk, lies_along_one_axis, repeats_for_images
+
+COMBINING = operations.JOINING_FUNCTIONS | operations.CONCATENATING_FUNCTIONS | {F.rms_norm}
+"""What bare parameters are combined by with what has channels."""
 
 OF_SEVERAL = (split, unbind, extreme)
 """Rules of what gives several tensors at once."""
@@ -34,18 +37,21 @@ def follow(walk: Walk, node: fx.Node) -> None:
         return  # sizes and other plain numbers carry no channels
     elif node.op == "get_attr":
         if not all(_joins(walk, node, user) for user in node.users):
-            if not _ends_in_numbers(node):
-                walk.unfollowed.append(f"parameter or buffer '{node.target}' is no summand or factor")
             walk.channels[node] = walk.kept_bare(node)
+            if not _ends_in_numbers(node):
+                walk.constants[node].append(f"parameter or buffer '{node.target}' is no summand or factor")
     elif node.target in operations.MAKING_FUNCTIONS:
         walk.channels[node] = _made(walk, node)
     elif not walk.carriers(node) and math.prod(shape_of(node)) == 1:
         _parameters_kept(walk, node)  # a number made of others, as the inverse of a learnt power
     elif walk.bare(node) is None:
+        free = [flows for flows in _flows_into(walk, node) if not walk.variables.all_fixed(flows)]
         try:
             walk.channels[node] = _part(walk, node) or _followed(walk, node)
         except Unfollowed as reason:
             walk.channels[node] = _left_alone(walk, node, str(reason))
+        if any(map(walk.variables.all_fixed, free)):
+            walk.unfollowed += _reasons(walk, node)
 
 
 def _image(walk: Walk, node: fx.Node) -> None:
@@ -63,19 +69,19 @@ def _made(walk: Walk, node: fx.Node) -> Channels:
             if not all(map(walk.variables.all_fixed, _flows_into(walk, shape))):
                 walk.unfollowed.append(f"{walk.owner(node)} has another tensor's sizes")
             _pin_inputs(walk, shape)
-    walk.constants.add(node)
+    walk.constants[node] = []
     return walk.fixed(node)
 
 
 def _joins(walk: Walk, node: fx.Node, user: fx.Node) -> bool:
     """Whether what uses a bare parameter adds it to something, or multiplies by it, or takes the larger, maybe in
     another shape, or asks for its size; or filters with it, a buffer."""
-    if lies_along_one_axis(user):
+    if lies_along_one_axis(user) or repeats_for_images(user):
         return all(_joins(walk, node, other) for other in user.users)
     if user.target is F.conv2d:
         return str(node.target) not in walk.parameters
     compares = user.target in operations.EXTREME_FUNCTIONS and len(user.all_input_nodes) > 1
-    return shape_of(user) is None or user.target in operations.JOINING_FUNCTIONS | {F.rms_norm} or compares
+    return shape_of(user) is None or user.target in COMBINING or compares
 
 
 def _ends_in_numbers(node: fx.Node) -> bool:
@@ -99,7 +105,7 @@ def _followed(walk: Walk, node: fx.Node) -> Channels:
     module = walk.modules[str(node.target)] if node.op == "call_module" else None
     rule = rule_of(node, module)
     carriers = walk.carriers(node)
-    if walk.constants.issuperset(carriers):
+    if walk.constants.keys() >= set(carriers):
         raise Unfollowed("computes with bare parameters alone")
     if not all(walk.channels[source].flows for source in carriers):
         raise Unfollowed("works on something without channels")
@@ -113,11 +119,17 @@ def _left_alone(walk: Walk, node: fx.Node, what: str) -> Channels:
     lost = not all(map(walk.variables.all_fixed, _flows_into(walk, node)))
     _pin_inputs(walk, node)
     state_sizes(node)
-    if _parameters_kept(walk, node) or lost:
-        walk.unfollowed.append(f"{walk.owner(node)} {what}")
-    if walk.constants.issuperset(walk.carriers(node)):
-        walk.constants.add(node)
+    why = [f"{walk.owner(node)} {what}"] if _parameters_kept(walk, node) or lost else []
+    if walk.constants.keys() >= set(walk.carriers(node)):
+        walk.constants[node] = _reasons(walk, node) + why
+    else:
+        walk.unfollowed += why
     return walk.fixed(node)
+
+
+def _reasons(walk: Walk, node: fx.Node) -> list[str]:
+    """Why those inputs that do not depend on the image have no channels to follow."""
+    return [why for source in node.all_input_nodes for why in walk.constants.get(source, ())]
 
 
 def _parameters_kept(walk: Walk, node: fx.Node) -> bool:

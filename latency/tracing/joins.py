@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from latency.tracing.channels import Channels, Flows
 from latency.tracing.moves import reduced
-from latency.tracing.symbolic import argument, number, shape_of
-from latency.tracing.walk import Unfollowed, Walk, rewrite
+from latency.tracing.symbolic import argument, number, shape_of, state_sizes
+from latency.tracing.walk import Unfollowed, Walk, repeats_for_images, rewrite
 
 
 def join(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -24,22 +25,23 @@ def join(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     joined = [flows[source] for source in operands if shape_of(source)[axis] == shape_of(node)[axis]]
     if not joined:
         raise Unfollowed("is wider than what it computes with")
-    for source in node.all_input_nodes:
-        bare = walk.bare(source)
-        if bare:
-            _line_up(walk, bare, source, joined[0], axis - rank)
+    _line_up_all(walk, node.all_input_nodes, joined[0], axis - rank)
     return Channels(_joined(walk, joined), axis)
 
 
 def concatenate(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """One after another where it is along the channels, else joined."""
     dim = (argument(node, 1, "dim") or 0) % len(shape_of(node))
-    tensors = argument(node, 0, "tensors")
+    tensors = [one for one in argument(node, 0, "tensors") if one in walk.channels]
+    bare = [one for one in argument(node, 0, "tensors") if one not in walk.channels]
     axis = _common_axis(walk, tensors)
     flows = [walk.on(node, tensor, axis) for tensor in tensors]
-    if dim == axis:
-        return Channels(tuple(flow for one in flows for flow in one), axis)
-    return Channels(_joined(walk, flows), axis)
+    if dim != axis:
+        _line_up_all(walk, bare, flows[0], axis - len(shape_of(node)))
+        return Channels(_joined(walk, flows), axis)
+    if bare:
+        raise Unfollowed("puts parameters beside channels")
+    return Channels(tuple(flow for one in flows for flow in one), axis)
 
 
 def pad(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -92,6 +94,14 @@ def _joined(walk: Walk, flows: Sequence[Flows]) -> Flows:
     return flows[0]
 
 
+def _line_up_all(walk: Walk, sources: Sequence[fx.Node], flows: Flows, axis: int) -> None:
+    """All those among `sources` that are bare parameters, whatever their shape."""
+    for source in sources:
+        bare = walk.bare(source)
+        if bare:
+            _line_up(walk, bare, source, flows, axis)
+
+
 def _line_up(walk: Walk, bare: fx.Node, shaped: fx.Node, flows: Flows, axis: int) -> None:
     """A bare parameter has the channels of what it is combined with, `shaped` as it is then, where it has an entry for
     each, on that `axis` (below 0: from the last on). Beside a buffer all of them stay."""
@@ -103,8 +113,9 @@ def _line_up(walk: Walk, bare: fx.Node, shaped: fx.Node, flows: Flows, axis: int
         walk.variables.pin(flows if wide else ())
         return
     sizes: list[Flows | int] = list(shape_of(bare))
-    if wide and shaped is bare:
+    if wide and (shaped is bare or repeats_for_images(shaped)):
         sizes[axis] = flows
+        _state_no_channels(shaped, axis)
     elif wide:
         sizes[sizes.index(shape[axis])] = flows
         shaped.replace_input_with(shaped.all_input_nodes[0], bare)
@@ -112,3 +123,13 @@ def _line_up(walk: Walk, bare: fx.Node, shaped: fx.Node, flows: Flows, axis: int
     if walk.tensors.setdefault(name, tuple(sizes)) != tuple(sizes):  # used elsewhere, with other channels
         walk.kept_bare(bare)
         walk.variables.pin(flows)
+
+
+def _state_no_channels(shaped: fx.Node, axis: int) -> None:
+    """Where a parameter is repeated for every image, have as many channels come out as go in."""
+    if shaped.target == "expand":
+        state_sizes(shaped)
+        given: Any = shaped.args[1:]
+        sizes = list(given[0] if isinstance(given[0], list | tuple) else given)
+        sizes[axis] = -1
+        shaped.args = (shaped.args[0], *sizes)

@@ -88,8 +88,24 @@ def _listed(node: fx.Node, name: str) -> Any:
 def transpose(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """The same, of two axes."""
     channels, rank = walk.input(node), len(shape_of(node))
-    one, other = (argument(node, place, f"dim{place - 1}") % rank for place in (1, 2))
+    one, other = (dim % rank for dim in _two(node))
     return Channels(channels.flows, {one: other, other: one}.get(channels.axis, channels.axis))
+
+
+def _two(node: fx.Node) -> tuple[Any, ...]:
+    """Both axes that a call is given, by whatever names."""
+    return (*node.args[1:], *node.kwargs.values())
+
+
+def move(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """The same, of one axis, those between making room."""
+    channels, rank = walk.input(node), len(shape_of(node))
+    if not all(isinstance(dim, int) for dim in _two(node)):
+        raise Unfollowed("moves several axes")
+    source, destination = (dim % rank for dim in _two(node))
+    order = [axis for axis in range(rank) if axis != source]
+    order.insert(destination, source)
+    return Channels(channels.flows, order.index(channels.axis))
 
 
 def expand(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -152,7 +168,10 @@ def index(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
         raise Unfollowed("calls getitem")
     if not _takes_all(taken[place], shape[channels.axis]):
         return stretch(walk, node, *_bounds(taken, place, shape), channels.axis)
-    return Channels(channels.flows, sum(not isinstance(one, int) for one in taken[:place]))
+    axis = sum(not isinstance(one, int) for one in taken[:place])
+    if axis == 0:
+        raise Unfollowed("takes one of the images")
+    return Channels(channels.flows, axis)
 
 
 def _spelt_out(index: Any, rank: int) -> tuple[Any, ...]:

@@ -15,8 +15,8 @@ from latency.tracing.channels import Channels
 from latency.tracing.symbolic import argument, number, shape_of
 from latency.tracing.walk import Unfollowed, Walk, rewrite
 
-MOST_PARTS = 32
-"""Equal parts of which unequal ones are made."""
+MOST_PARTS = 128
+"""Equal parts of which unequal ones are made, or heads that lie one after another."""
 
 
 def split(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from latency.graph import operations
-from latency.tracing import joins, layers, moves, parts, views
+from latency.tracing import joins, layers, moves, parts, products, views
 from latency.tracing.channels import Channels
 from latency.tracing.walk import Unfollowed, Walk
 
@@ -55,6 +55,8 @@ OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = 
     (frozenset({F.pixel_shuffle}), views.pixel_shuffle),
     (frozenset({F.pixel_unshuffle}), views.pixel_unshuffle),
     (operations.RESHAPING_FUNCTIONS, views.reshape),
+    (operations.MULTIPLYING_FUNCTIONS, products.product),
+    (frozenset({F.scaled_dot_product_attention}), products.attention),
     (operations.CONCATENATING_FUNCTIONS, joins.concatenate),
     (frozenset({torch.stack}), joins.stack),
     (operations.SOFTMAX_FUNCTIONS, moves.softmax),
@@ -66,6 +68,7 @@ OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = 
     (frozenset({F.glu}), parts.glu),
     (operations.PERMUTING_FUNCTIONS, moves.permute),
     (operations.TRANSPOSING_FUNCTIONS, moves.transpose),
+    (operations.MOVING_FUNCTIONS, moves.move),
     (operations.SQUEEZING_FUNCTIONS, moves.squeeze),
     (operations.EXPANDING_FUNCTIONS, moves.expand),
     (operations.UNSQUEEZING_FUNCTIONS, moves.unsqueeze),

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from latency.errors import TraceError
 from latency.graph import operations
+from latency.tracing.einsum import write_out
 
 
 def graph_of(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphModule:
@@ -88,6 +89,8 @@ class _Value(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name in ("shape", "device"):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if name == "mT":
+            return self.transpose(-2, -1)
         if name == "ndim":
             return len(self.tracer.plain(self.shape))
         if name == "type" and self.node.target is getattr:  # a device's, for autocast
@@ -132,7 +135,10 @@ class _SymbolicTracer(fx.Tracer):
         return bool(self.plain(obj))
 
     def iter(self, obj: Any) -> Iterator[Any]:
-        return iter([obj[place] for place in range(len(self.plain(obj)))])
+        """One after another; of a tensor that has as many entries as there are images, these may be the images."""
+        value = self._known(obj)
+        count = len(self.plain(obj) if isinstance(value, Tensor) and len(value) == self._shape[0] else value)
+        return iter([obj[place] for place in range(count)])
 
     def plain(self, proxy: fx.Proxy) -> Any:
         """What the proxy's node gives for the example: a number, or a list of something.
@@ -140,13 +146,18 @@ class _SymbolicTracer(fx.Tracer):
         Raises:
             ValueError: it gives a tensor.
         """
-        for node in self.graph.nodes:
-            if node not in self._values:
-                self._values[node] = self._run(node)
-        value = self._values[proxy.node]
+        value = self._known(proxy)
         if isinstance(value, Tensor):
             raise ValueError(f"control flow depends on the data in '{proxy.node.name}'.")
         return value
+
+    def _known(self, proxy: fx.Proxy) -> Any:
+        """The same; of tensors, one without data."""
+        wanted = proxy.node  # of an attribute, made when it is asked for
+        for node in self.graph.nodes:
+            if node not in self._values:
+                self._values[node] = self._run(node)
+        return self._values[wanted]
 
     def _run(self, node: fx.Node) -> Any:
         self._running = True
@@ -205,6 +216,7 @@ def _symbolic(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphM
             f"{name} cannot be traced by torch.fx: {error} "
             "Move data-dependent control flow out of forward(), or wrap that part in a module of its own."
         ) from error
+    write_out(traced.graph)
     _take_results(traced, name)
     traced.graph.eliminate_dead_code()
     return traced

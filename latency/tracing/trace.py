@@ -56,7 +56,8 @@ def trace(
     if align < 1:
         raise TraceError(f"align={align} given; expected a positive whole number.")
     name = name or type(module).__name__
-    graph_module = graph_of(plain(module), shape, name)
+    module = plain(module)
+    graph_module = graph_of(module, shape, name)
     lift(graph_module)
     walk = Walk(graph_module, name)
     for node in graph_module.graph.nodes:
@@ -72,7 +73,7 @@ def trace(
     tensors = {tensor: tuple(map(axis, flows)) for tensor, flows in walk.tensors.items()}
     over_channels = {node: (one.axis, axis(one.flows)) for node, one in walk.over_channels.items()}
     parameters = tuple(parameter for parameter in walk.parameters if parameter in tensors)
-    unfollowed = tuple(walk.unfollowed)
+    unfollowed = tuple(dict.fromkeys(walk.unfollowed))
     return Network(name, graph_module, shape, genes, layers, tensors, parameters, over_channels, align, unfollowed)
 
 

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from latency.graph.shapes import in_groups, still_there
+from latency.graph.shapes import Reshaped, reshaped
 from latency.tracing.channels import Channels, repeated
-from latency.tracing.parts import equal_share
+from latency.tracing.parts import MOST_PARTS, equal_share
 from latency.tracing.symbolic import argument, shape_of, state_sizes
 from latency.tracing.walk import Unfollowed, Walk, rewrite
 
-Shape = tuple[int, ...]
-
 
 def reshape(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """Flattening, channels in groups and back, and axes of a single entry, whatever it is called."""
+    """Flattening, positions in a row or in windows, channels in groups or heads and back, axes of a single entry, whatever it
+    is called."""
     before, after, channels = shape_of(walk.source(node)), shape_of(node), walk.input(node)
     if after == before:
         return channels
-    view = next((view for fits, view in VIEWS if fits(before, after, channels.axis)), None)
-    if view is not None:
-        return view(walk, node, before, after)
-    kept = still_there(before, after, channels.axis)
-    if kept is None:
+    if channels.axis == 0 and walk.variables.all_fixed(channels.flows):  # of scores
+        state_sizes(node)
+        return channels
+    view = reshaped(before, after, channels.axis)
+    if view is None:
         raise Unfollowed(f"reshapes {before} to {after}, channels on axis {channels.axis}")
-    return _around(walk, node, kept)
+    if view.parts > 1 and before == (*after[: channels.axis], before[channels.axis], *after[view.place + 1 :]):
+        return _taken_apart(walk, node, view.parts)
+    flows = walk.variables.equal_parts(channels.flows, view.parts)
+    if flows is None or view.times > MOST_PARTS:
+        raise Unfollowed("cuts through channels, or repeats them too often")
+    _state_shape(walk, node, module, view)
+    return Channels(repeated(flows, view.each) * view.times, view.place)
+
+
+def _taken_apart(walk: Walk, node: fx.Node, parts: int) -> Channels:
+    """Channels in groups or heads, and nothing else changes."""
+    axis, after = walk.input(node).axis, shape_of(node)
+    share = equal_share(walk, node, node, parts, axis)
+    place = axis + len(after) - len(shape_of(walk.source(node)))
+    rewrite(node, torch.unflatten, axis, (*after[axis:place], -1))
+    return Channels(share.flows, place)
 
 
 def shuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
@@ -59,16 +72,19 @@ def pixel_unshuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
     return Channels(repeated(walk.input_on(node, 1), after[1] // before[1]))
 
 
-def _around(walk: Walk, node: fx.Node, kept: int) -> Channels:
-    """All but the channels takes another shape."""
-    flows, axis = walk.input(node)
-    if node.target in (torch.flatten, "flatten") or isinstance(walk.modules.get(str(node.target)), nn.Flatten):
-        return Channels(flows, kept)
+def _state_shape(walk: Walk, node: fx.Node, module: nn.Module | None, view: Reshaped) -> None:
+    """Have it give the channels' axis the length that their number leads to; what merely flattens does so anyway."""
+    if node.target in (torch.flatten, "flatten") or isinstance(module, nn.Flatten):
+        return
     sizes = _stated(node) or [_batch_of(node), *shape_of(node)[1:]]
     with node.graph.inserting_before(node):
-        sizes[kept] = node.graph.call_method("size", (walk.source(node), axis))
+        size = node.graph.call_method("size", (walk.source(node), walk.input(node).axis))
+        if view.parts > 1:
+            size = node.graph.call_function(operator.floordiv, (size, view.parts))
+        if view.times * view.each > 1:
+            size = node.graph.call_function(operator.mul, (size, view.times * view.each))
+    sizes[view.place] = size
     rewrite(node, torch.reshape, tuple(sizes))
-    return Channels(flows, kept)
 
 
 def _stated(node: fx.Node) -> list[Any]:
@@ -86,68 +102,3 @@ def _batch_of(node: fx.Node) -> fx.Node:
         raise Unfollowed("is given its shape as a whole")
     with node.graph.inserting_before(node):
         return node.graph.call_method("size", (tensor, 0))
-
-
-def _flattened(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
-    if node.op != "call_module":
-        rewrite(node, torch.flatten, len(after) - 1)
-    return Channels(repeated(walk.input(node).flows, after[1] // before[1]))
-
-
-def _grouped(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
-    share = equal_share(walk, node, node, after[1], 1)
-    if len(after) < len(before):  # the single position goes
-        with node.graph.inserting_before(node):
-            flat = node.graph.call_function(torch.flatten, (walk.source(node), 1))
-        node.replace_input_with(walk.source(node), flat)
-    rewrite(node, torch.unflatten, 1, (after[1], -1))
-    return share._replace(axis=2)
-
-
-def _ungrouped(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
-    flows, axis = walk.input(node)
-    rewrite(node, torch.flatten, 1, 2)
-    return Channels(flows * before[1] if axis == 2 else repeated(flows, before[2]))
-
-
-def _image(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
-    rewrite(node, operator.getitem, (slice(None), slice(None), None, None))
-    return walk.input(node)
-
-
-def _row(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
-    rewrite(node, torch.unsqueeze, 1)
-    return Channels(walk.input(node).flows, 2)
-
-
-def _no_row(walk: Walk, node: fx.Node, before: Shape, after: Shape) -> Channels:
-    with node.graph.inserting_before(node):
-        flat = node.graph.call_function(torch.squeeze, (walk.source(node), 1))
-    flows = walk.input(node).flows
-    node.replace_input_with(walk.source(node), flat)
-    rewrite(node, operator.getitem, (slice(None), slice(None), *[None] * (len(after) - 2)))
-    return Channels(flows)
-
-
-def _flattens(before: Shape, after: Shape) -> bool:
-    """To (N, C · H · W), or (N, C, H · W)."""
-    return after[0] == before[0] and (len(after) == 2 or (len(after) == 3 and after[1] == before[1]))
-
-
-def _takes_from_row(before: Shape, after: Shape) -> bool:
-    """(N, 1, C) to (N, C) or (N, C, 1, 1)."""
-    return before[1] == 1 and after == (before[0], before[2], *[1] * (len(after) - 2))
-
-
-VIEWS: tuple[tuple[Callable[[Shape, Shape, int], bool], Callable[[Walk, fx.Node, Shape, Shape], Channels]], ...] = (
-    (lambda before, after, axis: axis == 1 and len(before) == 2 and after == (*before, 1, 1), _image),
-    (lambda before, after, axis: axis == 1 and len(before) == 2 and after == (before[0], 1, before[1]), _row),
-    (lambda before, after, axis: axis == 2 and len(before) == 3 and _takes_from_row(before, after), _no_row),
-    (lambda before, after, axis: axis == 1 and in_groups(before, after), _grouped),
-    (
-        lambda before, after, axis: axis in (1, 2) and len(before) == 5 and after[1:] == (before[1] * before[2], *before[3:]),
-        _ungrouped,
-    ),
-    (lambda before, after, axis: axis == 1 and _flattens(before, after), _flattened),
-)
-"""What shapes before and after say of a reshape whose input has its channels on an axis; the first that fits."""

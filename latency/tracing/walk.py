@@ -32,7 +32,7 @@ class Walk:
         self.parameters = dict(module.named_parameters())
         self.variables = Variables()
         self.channels: dict[fx.Node, Channels] = {}
-        self.constants: set[fx.Node] = set()  # what does not depend on the image
+        self.constants: dict[fx.Node, list[str]] = {}  # what does not depend on the image, and why it has no channels to follow
         self.parts: dict[fx.Node, Channels] = {}  # several equal tensors at once: the channels of each
         self.layers: dict[str, tuple[str, Flows | int, Flows, int]] = {}  # name → kind, inputs, outputs, taps
         self.tensors: dict[str, tuple[Flows | int, ...]] = {}
@@ -76,10 +76,14 @@ class Walk:
         shape = shape_of(node)
         return Channels((self.variables.new(shape[1], node.name, fixed=True),) if len(shape) > 1 else ())
 
+    def scores(self, node: fx.Node) -> Channels:
+        """Those of what tells of pairs of positions, and has none."""
+        return Channels((self.variables.new(shape_of(node)[0], node.name, fixed=True),), 0)
+
     def bare(self, node: fx.Node) -> fx.Node | None:
         """The bare parameter or buffer that a node is, maybe in another shape; None for all else."""
         source = node
-        while lies_along_one_axis(source):
+        while lies_along_one_axis(source) or repeats_for_images(source):
             source = source.all_input_nodes[0]
         return source if source.op == "get_attr" and source not in self.channels else None
 
@@ -90,7 +94,7 @@ class Walk:
             self.variables.pin(() if isinstance(axis, int) else axis)
         if name in self.parameters:
             self.tensors.setdefault(name, shape_of(node))
-        self.constants.add(node)
+        self.constants.setdefault(node, [])
         return self.fixed(node)
 
     def owner(self, node: fx.Node) -> str:
@@ -114,6 +118,15 @@ def lies_along_one_axis(node: fx.Node) -> bool:
     if source.op != "get_attr" and not lies_along_one_axis(source):
         return False
     return all(math.prod(shape) == max(shape, default=1) for shape in (shape_of(node), shape_of(source)))
+
+
+def repeats_for_images(node: fx.Node) -> bool:
+    """Whether a node gives a bare parameter as it is, or once for every image, as class tokens are."""
+    takes = operations.EXPANDING_FUNCTIONS | operations.REPEATING_FUNCTIONS | operations.INDEXING_FUNCTIONS
+    if node.target not in takes or node.all_input_nodes[0].op != "get_attr":
+        return False
+    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
+    return len(before) == len(after) > 1 and before[1:] == after[1:] and before[0] in (1, after[0])
 
 
 def _adds_axes(node: fx.Node) -> bool:

@@ -408,6 +408,64 @@ class Tokened(Step):
         return self.narrow(F.gelu(self.wide(self.norm(tokens))))
 
 
+class Attentive(Step):
+    """Attention as transformers, networks of convolutions, and non-local ones write it, with channels in heads or not."""
+
+    def __init__(self, channels: int, head: int, how: int) -> None:
+        super().__init__(channels)
+        self.how, self.head, wide = how, head, 2 * head
+        self.qkv, self.project = nn.Linear(channels, 3 * wide), nn.Linear(wide, channels)
+        self.norms = nn.ModuleList(nn.LayerNorm(head) for _ in "qk")
+        self.query, self.both = nn.Conv2d(channels, wide, 1), nn.Conv2d(channels, 2 * wide, 1)
+        self.token, self.registers = nn.Parameter(torch.rand(1, 1, channels)), nn.Parameter(torch.rand(1, 2, channels))
+        self.places = nn.Parameter(torch.rand(1, 67, channels))
+        self.torchs = nn.MultiheadAttention(2 * head, 2, batch_first=how % 2 == 0)
+        self.into, self.out = nn.Conv2d(channels, wide, 1), nn.Conv2d(wide, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.of_tokens, self.of_tokens, self.of_images, self.of_all, self.of_torch, self.of_torch)[self.how](x)
+
+    def of_tokens(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(n, -1, -1), self.registers.repeat(n, 1, 1), tokens], dim=1)
+        tokens = tokens + self.places[:, : tokens.shape[1]]
+        apart = self.qkv(tokens).reshape(n, tokens.shape[1], 3, 2, self.head).permute(2, 0, 3, 1, 4)
+        if self.how == 0:
+            q, k, v = apart.unbind(0)
+            scores = (q * self.head**-0.5) @ k.transpose(-2, -1)
+            mixed = (scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(n, -1, 2 * self.head)
+        else:
+            q, k, v = apart
+            q, k = (norm(one) for norm, one in zip(self.norms, (q, k), strict=True))
+            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=0.0).swapaxes(1, 2).flatten(2)
+        tokens = tokens + self.project(mixed)
+        return tokens[:, 3:].transpose(1, 2).reshape(n, c, h, w) * tokens[:, 0, :, None, None].sigmoid()
+
+    def of_images(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        q = self.query(x).view(n, 2, self.head, h * w)
+        k, v = self.both(x).view(n, 2, -1, h * w).split([self.head, self.head], dim=2)
+        scores = torch.einsum("b h d i, b h d j -> b h i j", q, k).mul(self.head**-0.5).softmax(-1)
+        return x + self.out((v @ scores.transpose(-2, -1)).view(n, -1, h, w))
+
+    def of_all(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        k, v = self.both(x).chunk(2, 1)
+        scores = torch.bmm(
+            self.query(x).view(n, -1, h * w).permute(0, 2, 1), k.relu().movedim(1, 3).reshape(n, h * w, -1).mT
+        ).softmax(-1)
+        return x + self.out(torch.bmm(v.reshape(n, -1, h * w), scores.permute(0, 2, 1)).view(n, 2 * self.head, h, w))
+
+    def of_torch(self, x: Tensor) -> Tensor:
+        tokens = self.into(x).flatten(2)
+        tokens = tokens.transpose(1, 2) if self.how == 4 else tokens.permute(2, 0, 1)
+        mixed, _ = self.torchs(tokens, tokens, tokens, need_weights=self.how == 4)
+        tokens = tokens + mixed
+        tokens = tokens.transpose(1, 2) if self.how == 4 else tokens.permute(1, 2, 0)
+        return x + self.out(tokens.unflatten(2, x.shape[2:]))
+
+
 class Written(Step):
     """What classes of one's own write with parameters of theirs: scales, norms, weighted sums, thresholds."""
 
@@ -513,6 +571,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Various), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Blurred), st.tuples(st.integers(1, 2))),
     st.tuples(st.just(Tokened), st.tuples(few, choice)),
+    st.tuples(st.just(Attentive), st.tuples(few, choice)),
     st.tuples(st.just(Written), st.tuples(choice)),
     st.tuples(st.just(Renormed), st.tuples(few, choice)),
     st.tuples(st.just(Kept), st.tuples(choice)),
@@ -568,7 +627,7 @@ def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) 
 FOLLOWED = [(kind, (how,)) for kind, ways in ((Written, 6), (Computed, 6), (Attended, 3)) for how in range(ways)]
 FOLLOWED += [
     (kind, (4, how))
-    for kind, ways in ((Tokened, 5), (Renormed, 6), (Selected, 3), (Various, 4), (Halved, 6))
+    for kind, ways in ((Tokened, 6), (Attentive, 6), (Renormed, 6), (Selected, 3), (Various, 4), (Halved, 6))
     for how in range(ways)
 ]
 

@@ -102,13 +102,13 @@ def test_halves_shrink_alike_and_cuts_follow_what_is_added(rng, random_widths) -
     net = latency.trace(Halves(), (1, 3, 32, 32), align=1)
     assert [(gene.name, gene.max_width) for gene in net.genes] == [
         ("stem.0", 16), ("enter.0", 12), ("inside.0.0", 12), ("inside.1.0", 12), ("leave.0", 16),
-        ("left.0", 10), ("right.0", 6), ("last.0", 12),
+        ("left.0", 10), ("right.0", 6), ("gates", 8), ("attention.in_proj", 4), ("last.0", 12),
     ]  # fmt: skip
     layers = {layer.name: layer for layer in net.layers}
     assert [(part.size, part.gene) for part in layers["enter.0"].outputs.parts] == [(12, 1), (12, 1)]
     assert [(part.size, part.gene) for part in layers["whole.0"].outputs.parts] == [(10, 5), (6, 6)]
-    assert [name.split("'")[1] for name in net.unfollowed] == ["attention"]
-    assert net.genes[7].multiple == 4  # whole groups of the norm
+    assert not net.unfollowed
+    assert net.genes[9].multiple == 4  # whole groups of the norm
     structures = random_widths(net, rng, 4)
     assert net.macs(structures).tolist() == [count_macs(extract(net, widths), 32) for widths in structures]
     assert net.params(structures).tolist() == [sum(p.numel() for p in extract(net, w).parameters()) for w in structures]
@@ -329,14 +329,20 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
             ),
             "middle of a channel",
         ),
-        (lambda m, x: m.second(x.view(-1, 4, 2, 16, 16).transpose(1, 2).flatten(1, 2)), "reshapes"),
+        (lambda m, x: m.second(x.reshape(-1, 4, 512).relu().view(-1, 8, 16, 16)), "reshapes (1, 8, 16, 16) to (1, 4, 512)"),
+        (lambda m, x: m.second(x @ m.linear.weight[:1, :1].expand(16, 16)), "multiplies by a matrix of another kind"),
+        (lambda m, x: m.second(x @ x.transpose(2, 3)), "axis 3, not along the channels"),
+        (lambda m, x: m.second((x.flatten(2) @ x.flatten(2).mT @ x.flatten(2)).view_as(x)), "channels by other channels"),
+        (lambda m, x: m.second(torch.cat([x.mean((2, 3)), m.linear.bias[None]], 1)[:, :8, None, None] * x), "beside channels"),
+        (lambda m, x: m.second(torch.einsum("nchw,ndhw->nchw", x, m.second(x))), "calls einsum"),
+        (lambda m, x: m.second(x) * x[0], "takes one of the images"),
         (lambda m, x: F.pixel_shuffle(torch.cat((x[:, :2], x[:, 2:4]), 1), 2), "makes one channel of parts of others"),
         (lambda m, x: m.up(x, output_size=x.size()[2:]), "told its output size"),
         (lambda m, x: F.conv2d(x, m.edges, padding=1, groups=8), "filters of its own for each channel"),
         (lambda m, x: F.conv2d(x, m.edges[:4].reshape(4, 1, 3, 3).repeat(1, 8, 1, 1)), "calls conv2d"),
         (lambda m, x: m.up(x, (16, 16)), "told its output size"),
         (lambda m, x: m.second(x) * torch.softmax(x, 1), "normalises over the channels"),
-        (lambda m, x: x.permute(0, 2, 3, 1).flatten(1), "channels on axis 3"),
+        (lambda m, x: x.permute(0, 2, 3, 1).flatten(1), "repeats them too often"),
         (lambda m, x: m.second(x) * x.std(1, keepdim=True), "how far channels spread"),
         (lambda m, x: F.max_pool2d(x.permute(0, 2, 3, 1), 1), "which lie on axis 3"),
         (lambda m, x: x[:, 3:], "splits into parts of 3, 5"),
@@ -345,6 +351,7 @@ def test_what_cannot_be_traced_is_named(tail, named: str) -> None:
         (lambda m, x: x[:, 2], "getitem"),
         (lambda m, x: x[:, ::2], "getitem"),
         (lambda m, x: x[[0], :, [1]], "getitem"),
+        (lambda m, x: x.movedim((1, 2), (2, 1)), "moves several axes"),
         (lambda m, x: x.squeeze(), "squeezes"),
         (lambda m, x: x.squeeze(0), "squeezes"),
         (lambda m, x: F.pad(x, (0, 0, 0, 0, 0, -2)), "changes the number of channels"),
@@ -470,11 +477,13 @@ def test_channels_are_followed_to_other_axes_and_into_bare_parameters(rng, rando
     torch.testing.assert_close(extract(net, net.max_widths, net.module.state_dict())(images), module(images))
 
 
-@pytest.mark.parametrize(("name", "genes"), [("swin_t", 12), ("vit_b_32", 12), ("maxvit_t", 47)])
-def test_attention_keeps_its_channels(name: str, genes: int) -> None:
-    """What remains are the insides of perceptrons, and maxvit's convolutions."""
+@pytest.mark.parametrize(("name", "genes", "kept"), [("swin_t", 12, True), ("vit_b_32", 25, False), ("maxvit_t", 73, False)])
+def test_transformers_are_pruned(name: str, genes: int, kept: int) -> None:
+    """Of each block the channels of heads and the inside of its perceptron; between blocks all channels at once. Of swin's,
+    whose attention is one function, only the perceptrons' insides."""
     net = latency.trace(load(name, num_classes=10), (1, 3, 224, 224))
-    assert len(net.genes) == genes
+    assert (len(net.genes), "calls shifted_window_attention" in "; ".join(net.unfollowed)) == (genes, kept)
+    assert bool(net.unfollowed) == kept
     assert net.params(net.max_widths) == sum(p.numel() for p in net.module.parameters())
 
 

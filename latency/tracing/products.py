@@ -1,0 +1,56 @@
+"""Rules of products of two computed tensors, as in attention."""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx, nn
+
+from latency.graph.shapes import product_axis
+from latency.tracing.channels import Channels
+from latency.tracing.symbolic import argument, shape_of
+from latency.tracing.walk import Unfollowed, Walk
+
+
+def product(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Channels that are summed over are the same in both factors; those of one factor are the product's, and of channels in
+    both only the second's columns may go."""
+    rank, factors = len(shape_of(node)), walk.carriers(node)
+    if len(factors) < 2 or any(len(shape_of(one)) != rank for one in factors):
+        raise Unfollowed("multiplies by a matrix of another kind")
+    found = product_axis([walk.channels[one].axis - rank for one in factors], rank)
+    if found is None:
+        return _summed_over(walk, node, (factors[0], rank - 1), (factors[1], rank - 2))
+    source, axis = found
+    _keep(walk, node, factors[1 - source])
+    return walk.channels[factors[source]]._replace(axis=axis)
+
+
+def attention(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
+    """Those of the values; queries' and keys' are summed over. It is scaled by what it is scaled by at full width."""
+    given = [argument(node, place, name) for place, name in enumerate(("query", "key", "value", "attn_mask"))]
+    query, key, value = given[:3]
+    last = len(shape_of(node)) - 1
+    if node.kwargs.get("enable_gqa"):
+        raise Unfollowed("shares keys among heads")
+    if isinstance(given[3], fx.Node) and given[3] in walk.channels:
+        _keep(walk, node, given[3])
+    node.kwargs = node.kwargs | {"scale": node.kwargs.get("scale") or 1 / math.sqrt(shape_of(query)[last])}
+    _summed_over(walk, node, (query, last), (key, last))
+    return Channels(walk.on(node, value, last), last)
+
+
+def _summed_over(walk: Walk, node: fx.Node, *factors: tuple[fx.Node, int]) -> Channels:
+    """The same channels in both, along an axis of each."""
+    one, other = (walk.on(node, *factor) for factor in factors)
+    walk.variables.join(one, other)
+    walk.over_channels[node.name] = Channels(one, factors[0][1])
+    return walk.scores(node)
+
+
+def _keep(walk: Walk, node: fx.Node, source: fx.Node) -> None:
+    """What meets channels here that are not its own loses none."""
+    flows = walk.channels[source].flows
+    if not walk.variables.all_fixed(flows):
+        walk.unfollowed.append(f"{walk.owner(node)} multiplies channels by other channels")
+    walk.variables.pin(flows)
