@@ -8,6 +8,7 @@ from torch import Tensor, cat, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.densenet import DenseNet
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+from torchvision.models.vision_transformer import EncoderBlock
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -370,6 +371,25 @@ class Tokens(nn.Module):
 
 def tokens(num_classes: int = 10) -> nn.Module:
     return Tokens(num_classes)
+
+
+class Classed(nn.Module):
+    """A ViT of two blocks: patches and a class token, which alone is classified."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 48, 8, 8), nn.Parameter(torch.rand(1, 1, 48))
+        self.blocks = nn.Sequential(*(EncoderBlock(2, 48, 64, 0.0, 0.0) for _ in range(2)))
+        self.norm, self.classifier = nn.LayerNorm(48), nn.Linear(48, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        return self.classifier(self.norm(self.blocks(x))[:, 0])
+
+
+def classed(num_classes: int = 10) -> nn.Module:
+    return Classed(num_classes)
 
 
 class Deciding(nn.Module):

@@ -78,6 +78,7 @@ def test_an_exported_file_is_as_accurate_as_the_module(digits: Dataset, tiny_net
         "tinynet:widening",
         "tinynet:hourglass",
         "tinynet:tokens",
+        "tinynet:classed",
     ],
 )
 def test_a_structure_in_the_users_own_class(name: str, awake) -> None:
@@ -110,7 +111,7 @@ def test_a_class_that_relies_on_its_widths_is_left_for_the_traced_module(awake) 
     assert in_own_class(module, structure, (1, 3, 16, 16)) is structure
 
 
-@pytest.mark.parametrize("name", ["tinynet:tiny", "tinynet:mixed", "tinynet:tiny_convnext"])
+@pytest.mark.parametrize("name", ["tinynet:tiny", "tinynet:mixed", "tinynet:tiny_convnext", "tinynet:classed"])
 def test_the_program_needs_nothing_of_ours(name: str, tmp_path, awake) -> None:
     network = latency.trace(load(name, num_classes=10), (1, 3, 32, 32), align=8)
     structure = awake(extract(network, network.nearest_widths(0.5)), (1, 3, 32, 32))

@@ -28,6 +28,7 @@ def pruningnet(net: latency.Network, generator: str = "full", hidden: int = 2) -
         ("tinynet:tiny_convnext", "low-rank"), ("tinynet:tiny_convnext", "shared"), ("tinynet:halves", "full"),
         ("tinynet:halves", "low-rank"), ("tinynet:gates", "full"), ("tinynet:derived", "full"), ("tinynet:derived", "shared"),
         ("tinynet:twice", "full"), ("tinynet:hourglass", "full"), ("tinynet:hourglass", "low-rank"),
+        ("tinynet:classed", "full"),
     ],
 )  # fmt: skip
 def test_the_generated_network_is_the_extracted_structure(name: str, generator: str, awake, rng, random_widths) -> None:
@@ -61,7 +62,15 @@ def test_a_gpu_gets_whole_weights(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["tinynet:mixed", "tinynet:halves", "tinynet:gates", "tinynet:tiny_convnext", "tinynet:derived", "tinynet:hourglass"],
+    [
+        "tinynet:mixed",
+        "tinynet:halves",
+        "tinynet:gates",
+        "tinynet:tiny_convnext",
+        "tinynet:derived",
+        "tinynet:hourglass",
+        "tinynet:classed",
+    ],
 )
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_zeros_in_place_of_what_is_pruned_teach_the_same(generator: str, name: str, rng, random_widths) -> None:

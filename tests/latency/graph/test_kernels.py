@@ -34,7 +34,7 @@ def test_kernels_of_the_tiny_network(tiny_network) -> None:
 @pytest.mark.parametrize(
     "name",
     "mobilenet_v2 resnet18 efficientnet_b0 tinynet:small_densenet resnext50_32x4d tinynet:tiny_convnext shufflenet_v2_x0_5 "
-    "tinynet:gates tinynet:widening tinynet:hourglass".split(),
+    "tinynet:gates tinynet:widening tinynet:hourglass tinynet:classed".split(),
 )
 def test_resized_kernels_are_those_of_the_resized_model(name: str, traced, rng, random_widths) -> None:
     """The symbolic view (template kernels with axes) and the concrete one (the structure's own graph) agree."""

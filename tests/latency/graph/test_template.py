@@ -14,7 +14,7 @@ from pruning.extract import extract
 NETWORKS = (
     "mobilenet_v1 mobilenet_v2 resnet50 resnet18 mobilenet_v3_large efficientnet_b0 squeezenet1_1 tinynet:small_densenet "
     "googlenet regnet_y_400mf resnext50_32x4d shufflenet_v2_x0_5 tinynet:tiny_convnext tinynet:halves tinynet:gates "
-    "tinynet:derived tinynet:twice tinynet:small_swin tinynet:hourglass"
+    "tinynet:derived tinynet:twice tinynet:small_swin tinynet:classed tinynet:hourglass"
 ).split()
 
 
