@@ -40,7 +40,7 @@ def extract(network: Network, widths: Any, state: Mapping[str, Tensor] | None = 
         own = structure.state_dict()
         own |= {name: _cropped(network, name, state[name], widths) for name in network.tensors if name in state}
         structure.load_state_dict(own)
-    return structure.eval().to(memory_format=torch.channels_last)
+    return structure.eval()._apply(lambda one: one.contiguous(memory_format=torch.channels_last) if one.ndim == 4 else one)
 
 
 @torch.no_grad()

@@ -145,7 +145,9 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
             view = reshaped(shapes.get(node.input[0], ()), shapes.get(node.output[0], ()), axis)
             axis = 1 if view is None else view.place
         elif not attributes.get("keepdims", 1):
-            axis = 1
+            gone = numbers[node.input[1]].ravel() if node.input[1:] and node.input[1] in numbers else attributes.get("axes", ())
+            dims = {int(dim) % len(shapes.get(node.input[0], (0,))) for dim in gone}
+            axis = 1 if axis in dims or not dims else axis - sum(dim < axis for dim in dims)
         for output in node.output:
             axes[output] = axis
     return axes
@@ -190,8 +192,8 @@ class Reshaped(NamedTuple):
 
 def reshaped(before: Sequence[int], after: Sequence[int], axis: int) -> Reshaped | None:
     """What a reshape makes of an axis that is not the first; None where its entries are mixed with others'. Of several axes
-    that it is taken apart to, it is the last: (N, C, H, W) → (N, groups, C / groups, H, W), as shuffles begin, or a ViT's
-    (N, L, 3·h·d) → (N, L, 3, h, d)."""
+    that it is taken apart to, it is the last: (N, C, H, W) → (N, groups, C / groups, H, W), as shuffles begin, a ViT's
+    (N, L, 3·h·d) → (N, L, 3, h, d), or (N, C, H, W) → (N·h, d, H, W)."""
     if axis >= len(before) or not all((*before, *after)):
         return None
     first, size = math.prod(before[:axis]), before[axis]
@@ -203,10 +205,8 @@ def reshaped(before: Sequence[int], after: Sequence[int], axis: int) -> Reshaped
     for place in places:
         if first % starts[place] == 0 and starts[place + 1] % (first * size) == 0:
             return Reshaped(place, times=first // starts[place], each=starts[place + 1] // (first * size))
-    if first not in starts[1:] or first * size not in starts[2:]:
-        return None
-    place = starts.index(first * size) - 1
-    return Reshaped(place, parts=starts[place] // first)
+    place = next((place for place in places if starts[place + 1] == first * size), 0)
+    return Reshaped(place, parts=starts[place] // first) if place and starts[place] % first == 0 else None
 
 
 def whole_numbers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:

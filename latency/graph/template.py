@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from latency.errors import TraceError
 from latency.graph.axis import AnyAxis, Axis, concatenated, equal_part, kept, mesh
-from latency.graph.kernels import PRODUCTS, PlacedKernel, find_kernels
+from latency.graph.kernels import PRODUCTS, PlacedKernel, find_kernels, operation_of
 from latency.graph.shapes import (
     Reshaped,
     attributes_of,
@@ -162,11 +162,14 @@ class Template:
     @cached_property
     def kernel_axes(self) -> list[tuple[AnyAxis, AnyAxis]]:
         """Input and output channel axis of every kernel, in the order of `kernels`."""
-        ends = [
-            ((one.output if one.kernel.type == "concat" else one.input, one.kernel.cin), (one.output, one.kernel.cout))
-            for one in self.kernels
-        ]
-        return [(self._axis(*into), self._axis(*out)) for into, out in ends]
+        return [self._ends(one) for one in self.kernels]
+
+    def _ends(self, one: PlacedKernel) -> tuple[AnyAxis, AnyAxis]:
+        made = self._axis(one.output, one.kernel.cout)
+        if operation_of(one.kernel.type) == "concat":
+            return made, made
+        read = self._axis(one.input, one.kernel.cin)
+        return read, made if made.size == one.kernel.cout else read  # what mixes images with channels is said to make as many
 
     def _axis(self, value: str, size: int) -> AnyAxis:
         """The channel axis of a value, which has `size` entries: axis 1, unless an operation that is not followed moved it."""

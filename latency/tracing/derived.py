@@ -3,10 +3,12 @@ BN with an activation does, and its convolution padded as TensorFlow pads), the 
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -26,7 +28,7 @@ class _Function(NamedTuple):
 def lift(module: fx.GraphModule) -> None:
     """Put layers in place of functions whose tensors one submodule holds by the names of the layer's, and nothing else reads.
 
-    They take the submodule's name, so state dicts still fit.
+    They take the submodule's name, so state dicts still fit. Biases that are computed from parameters become parameters.
     """
     reads = [node for node in module.graph.nodes if node.op == "get_attr"]
     readers = Counter(str(node.target) for node in reads for user in node.users if shape_of(user) is not None)
@@ -37,16 +39,18 @@ def lift(module: fx.GraphModule) -> None:
         given: dict[str, Any] = dict(zip(function.arguments, node.args[1:], strict=False)) | node.kwargs
         given = {name: value for name, value in given.items() if value is not None}
         sources = {name: given.pop(name) for name in function.tensors & given.keys()}
+        made = {"bias": _constant(module, sources.pop("bias"))} if _is_made(sources.get("bias")) else {}
         given.pop("normalized_shape", None)  # the weight's
         owner = _owner(sources)
         if not owner or _computed(given) or any(readers[f"{owner}.{name}"] > 1 for name in sources):
             continue
         holder = module.get_submodule(owner)
-        tensors = {name: getattr(holder, name) for name in sources}
+        tensors = {name: getattr(holder, name) for name in sources} | made
         layer = function.layer(tensors, len(shape_of(node)), **given) if _trained(tensors) else None
         if layer is not None:
-            module.set_submodule(owner, _filled(layer, holder))
+            module.set_submodule(owner, _filled(layer, holder, made))
             node.op, node.target, node.args, node.kwargs = "call_module", owner, node.args[:1], {}
+            node.meta["nn_module_stack"] = {**node.meta.get("nn_module_stack", {}), owner: (owner, type(layer))}
     module.graph.eliminate_dead_code()
     module.recompile()
 
@@ -65,9 +69,32 @@ def _computed(settings: Mapping[str, Any]) -> bool:
     return bool(nodes)
 
 
-def _filled(layer: nn.Module, holder: nn.Module) -> nn.Module:
-    """`layer` with all that `holder` holds."""
-    for name, tensor in [*holder.named_parameters(recurse=False), *holder.named_buffers(recurse=False)]:
+def _is_made(source: Any) -> bool:
+    """Whether it is computed from parameters and buffers alone, as BEiT's biases are put together from two and zeros."""
+    if not isinstance(source, fx.Node) or source.op not in ("call_function", "call_method"):
+        return False
+    return all(one.op == "get_attr" or _is_made(one) for one in source.all_input_nodes) and bool(source.all_input_nodes)
+
+
+def _constant(module: fx.GraphModule, node: fx.Node) -> nn.Parameter:
+    """What it is now, to be trained as a parameter of its own."""
+
+    def value(one: fx.Node) -> Any:
+        if one.op == "get_attr":
+            return operator.attrgetter(str(one.target))(module)
+        args, kwargs = fx.node.map_arg((one.args, one.kwargs), value)
+        if one.op == "call_method":
+            return getattr(args[0], str(one.target))(*args[1:], **kwargs)
+        assert callable(one.target)
+        return one.target(*args, **kwargs)
+
+    with torch.no_grad():
+        return nn.Parameter(value(node).clone())
+
+
+def _filled(layer: nn.Module, holder: nn.Module, made: Tensors) -> nn.Module:
+    """`layer` with all that `holder` holds, and what was made besides."""
+    for name, tensor in [*holder.named_parameters(recurse=False), *holder.named_buffers(recurse=False), *made.items()]:
         setattr(layer, name, tensor)
     for name, child in holder.named_children():
         layer.add_module(name, child)

@@ -120,11 +120,13 @@ def _left_alone(walk: Walk, node: fx.Node, what: str) -> Channels:
     _pin_inputs(walk, node)
     state_sizes(node)
     why = [f"{walk.owner(node)} {what}"] if _parameters_kept(walk, node) or lost else []
+    why = _reasons(walk, node) + why
     if walk.constants.keys() >= set(walk.carriers(node)):
-        walk.constants[node] = _reasons(walk, node) + why
+        walk.constants[node] = why
     else:
         walk.unfollowed += why
-    return walk.fixed(node)
+    axes = {walk.channels[source].axis for source in walk.carriers(node)}
+    return walk.scores(node) if axes == {0} and shape_of(node) else walk.fixed(node)
 
 
 def _reasons(walk: Walk, node: fx.Node) -> list[str]:

@@ -18,11 +18,12 @@ def join(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Stretch by stretch."""
     rank = len(shape_of(node))
     operands = walk.carriers(node)
-    if any(len(shape_of(source)) != rank for source in operands):
+    if any(len(shape_of(source)) < rank and source not in walk.constants for source in operands):
         raise Unfollowed("combines tensors of different ranks")
-    axis = _common_axis(walk, operands)
-    flows = {source: walk.on(node, source, axis) for source in operands}
-    joined = [flows[source] for source in operands if shape_of(source)[axis] == shape_of(node)[axis]]
+    axis = _common_axis(walk, [source for source in operands if source not in walk.constants])
+    places = {source: axis - rank + len(shape_of(source)) for source in operands}  # as they broadcast
+    flows = {source: walk.on(node, source, place) for source, place in places.items() if place >= 0}
+    joined = [flows[source] for source in flows if shape_of(source)[places[source]] == shape_of(node)[axis]]
     if not joined:
         raise Unfollowed("is wider than what it computes with")
     _line_up_all(walk, node.all_input_nodes, joined[0], axis - rank)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import fx, nn
 
 from latency.graph.shapes import product_axis
@@ -27,17 +29,37 @@ def product(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 
 def attention(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """Those of the values; queries' and keys' are summed over. It is scaled by what it is scaled by at full width."""
+    """Those of the values; queries' and keys' are summed over. It is scaled by what it is scaled by at full width, and written
+    out where PyTorch exports it badly or not at all: with a mask, or where there are not four axes."""
     given = [argument(node, place, name) for place, name in enumerate(("query", "key", "value", "attn_mask"))]
     query, key, value = given[:3]
     last = len(shape_of(node)) - 1
-    if node.kwargs.get("enable_gqa"):
-        raise Unfollowed("shares keys among heads")
+    if node.kwargs.get("enable_gqa") or argument(node, 5, "is_causal"):
+        raise Unfollowed("shares keys among heads, or looks back only")
     if isinstance(given[3], fx.Node) and given[3] in walk.channels:
         _keep(walk, node, given[3])
-    node.kwargs = node.kwargs | {"scale": node.kwargs.get("scale") or 1 / math.sqrt(shape_of(query)[last])}
-    _summed_over(walk, node, (query, last), (key, last))
+    scale: Any = node.kwargs.get("scale") or 1 / math.sqrt(shape_of(query)[last])
+    plain = given[3] is None and last == 3
+    summing = node if plain else _written_out(node, query, key, value, given[3], scale)
+    node.kwargs = node.kwargs | {"scale": scale} if plain else {}
+    one, other = (walk.on(node, factor, last) for factor in (query, key))
+    walk.variables.join(one, other)
+    walk.over_channels[summing.name] = Channels(one, last)
     return Channels(walk.on(node, value, last), last)
+
+
+def _written_out(node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node, mask: Any, scale: float) -> fx.Node:
+    """`node` as products and a softmax; what sums over the queries' channels."""
+    call = node.graph.call_function
+    with node.graph.inserting_before(node):
+        product = call(torch.matmul, (query, call(torch.transpose, (key, -2, -1))))
+        scores = call(torch.mul, (product, scale))
+        if mask is not None and mask.meta["tensor_meta"].dtype == torch.bool:
+            mask = call(torch.where, (mask, 0.0, -math.inf))
+        scores = scores if mask is None else call(torch.add, (scores, mask))
+        weights = call(torch.softmax, (scores, -1))
+    node.target, node.args = torch.matmul, (weights, value)
+    return product
 
 
 def _summed_over(walk: Walk, node: fx.Node, *factors: tuple[fx.Node, int]) -> Channels:

@@ -421,9 +421,14 @@ class Attentive(Step):
         self.places = nn.Parameter(torch.rand(1, 67, channels))
         self.torchs = nn.MultiheadAttention(2 * head, 2, batch_first=how % 2 == 0)
         self.into, self.out = nn.Conv2d(channels, wide, 1), nn.Conv2d(wide, channels, 1)
+        self.unbiased, self.norm = nn.Linear(channels, 3 * wide, bias=False), nn.BatchNorm1d(3 * wide)
+        self.q_bias, self.v_bias = nn.Parameter(torch.rand(wide)), nn.Parameter(torch.rand(wide))
+        self.near = nn.Parameter(torch.rand(64, 64))
+        self.register_buffer("k_bias", torch.zeros(wide), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.of_tokens, self.of_tokens, self.of_images, self.of_all, self.of_torch, self.of_torch)[self.how](x)
+        ways = (self.of_tokens, self.of_tokens, self.of_images, self.of_all, self.of_torch, self.of_torch)
+        return (*ways, self.of_places, self.of_places, self.of_places)[self.how](x)
 
     def of_tokens(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -456,6 +461,24 @@ class Attentive(Step):
             self.query(x).view(n, -1, h * w).permute(0, 2, 1), k.relu().movedim(1, 3).reshape(n, h * w, -1).mT
         ).softmax(-1)
         return x + self.out(torch.bmm(v.reshape(n, -1, h * w), scores.permute(0, 2, 1)).view(n, 2 * self.head, h, w))
+
+    def of_places(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        tokens, near = x.flatten(2).transpose(1, 2), self.near[: h * w, : h * w]
+        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        apart = F.linear(tokens, weight=self.unbiased.weight, bias=bias)
+        if self.how == 6:
+            apart = self.norm(apart.flatten(0, 1)).reshape_as(apart)
+            q, k, v = einops.rearrange(apart, "n l (three h d) -> three (n h) l d", three=3, h=2)
+            mixed = ((q @ k.mT + near).softmax(-1) @ v).reshape(n, 2, h * w, self.head).transpose(1, 2)
+        elif self.how == 7:
+            q, k, v = apart.unflatten(-1, (3, 2, self.head)).permute(2, 0, 3, 1, 4).unbind(0)
+            k = k.view(n, 2, 1, h * w, -1).amax(2)
+            mixed = F.scaled_dot_product_attention(q, k, v, near[None, None] > 0.1).transpose(1, 2)
+        else:
+            q, k, v = apart.view(n, h, w, 3, 2, self.head).permute(3, 0, 1, 4, 2, 5)
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=0.3).permute(0, 1, 3, 2, 4)
+        return x + self.project(mixed.reshape(n, h * w, -1)).transpose(1, 2).reshape(n, c, h, w)
 
     def of_torch(self, x: Tensor) -> Tensor:
         tokens = self.into(x).flatten(2)
@@ -571,7 +594,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Various), st.tuples(few, st.integers(0, 3))),
     st.tuples(st.just(Blurred), st.tuples(st.integers(1, 2))),
     st.tuples(st.just(Tokened), st.tuples(few, choice)),
-    st.tuples(st.just(Attentive), st.tuples(few, choice)),
+    st.tuples(st.just(Attentive), st.tuples(few, st.integers(0, 8))),
     st.tuples(st.just(Written), st.tuples(choice)),
     st.tuples(st.just(Renormed), st.tuples(few, choice)),
     st.tuples(st.just(Kept), st.tuples(choice)),
@@ -627,7 +650,7 @@ def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) 
 FOLLOWED = [(kind, (how,)) for kind, ways in ((Written, 6), (Computed, 6), (Attended, 3)) for how in range(ways)]
 FOLLOWED += [
     (kind, (4, how))
-    for kind, ways in ((Tokened, 6), (Attentive, 6), (Renormed, 6), (Selected, 3), (Various, 4), (Halved, 6))
+    for kind, ways in ((Tokened, 6), (Attentive, 9), (Renormed, 6), (Selected, 3), (Various, 4), (Halved, 6))
     for how in range(ways)
 ]
 
