@@ -112,8 +112,7 @@ class Shapes:
 
 def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Which axis of each value holds the channels: 1 after what works on images, the last before and after a MatMul with
-    weights; transposes, gathers, squeezes and unsqueezes move it. -1 where there are none, as in attention's
-    scores."""
+    weights; what moves axes, adds some or takes some away moves it. -1 where there are none, as in attention's scores."""
     axes: dict[str, int] = {}
     numbers, weights = whole_numbers(graph), {tensor.name for tensor in graph.initializer}
     for node in graph.node:
@@ -145,9 +144,9 @@ def channel_axes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
             view = reshaped(shapes.get(node.input[0], ()), shapes.get(node.output[0], ()), axis)
             axis = 1 if view is None else view.place
         elif not attributes.get("keepdims", 1):
-            gone = numbers[node.input[1]].ravel() if node.input[1:] and node.input[1] in numbers else attributes.get("axes", ())
-            dims = {int(dim) % len(shapes.get(node.input[0], (0,))) for dim in gone}
-            axis = 1 if axis in dims or not dims else axis - sum(dim < axis for dim in dims)
+            given = numbers.get(node.input[1], np.array(())) if node.input[1:] else attributes.get("axes", ())
+            gone = {int(dim) % len(shapes.get(node.input[0], (0,))) for dim in given}
+            axis = 1 if axis in gone or not gone else axis - sum(dim < axis for dim in gone)
         for output in node.output:
             axes[output] = axis
     return axes

@@ -22,7 +22,8 @@ def product(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
         raise Unfollowed("multiplies by a matrix of another kind")
     found = product_axis([walk.channels[one].axis - rank for one in factors], rank)
     if found is None:
-        return _summed_over(walk, node, (factors[0], rank - 1), (factors[1], rank - 2))
+        _sum_over(walk, node, node, (factors[0], rank - 1), (factors[1], rank - 2))
+        return walk.scores(node)
     source, axis = found
     _keep(walk, node, factors[1 - source])
     return walk.channels[factors[source]]._replace(axis=axis)
@@ -31,20 +32,18 @@ def product(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 def attention(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Those of the values; queries' and keys' are summed over. It is scaled by what it is scaled by at full width, and written
     out where PyTorch exports it badly or not at all: with a mask, or where there are not four axes."""
-    given = [argument(node, place, name) for place, name in enumerate(("query", "key", "value", "attn_mask"))]
-    query, key, value = given[:3]
+    given: Any = [argument(node, place, name) for place, name in enumerate(("query", "key", "value", "attn_mask"))]
+    query, key, value, mask = given
     last = len(shape_of(node)) - 1
     if node.kwargs.get("enable_gqa") or argument(node, 5, "is_causal"):
         raise Unfollowed("shares keys among heads, or looks back only")
-    if isinstance(given[3], fx.Node) and given[3] in walk.channels:
-        _keep(walk, node, given[3])
+    if mask in walk.channels:
+        _keep(walk, node, mask)
     scale: Any = node.kwargs.get("scale") or 1 / math.sqrt(shape_of(query)[last])
-    plain = given[3] is None and last == 3
-    summing = node if plain else _written_out(node, query, key, value, given[3], scale)
+    plain = mask is None and last == 3
+    summing = node if plain else _written_out(node, query, key, value, mask, scale)
     node.kwargs = node.kwargs | {"scale": scale} if plain else {}
-    one, other = (walk.on(node, factor, last) for factor in (query, key))
-    walk.variables.join(one, other)
-    walk.over_channels[summing.name] = Channels(one, last)
+    _sum_over(walk, node, summing, (query, last), (key, last))
     return Channels(walk.on(node, value, last), last)
 
 
@@ -62,12 +61,11 @@ def _written_out(node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node, ma
     return product
 
 
-def _summed_over(walk: Walk, node: fx.Node, *factors: tuple[fx.Node, int]) -> Channels:
-    """The same channels in both, along an axis of each."""
+def _sum_over(walk: Walk, node: fx.Node, summing: fx.Node, *factors: tuple[fx.Node, int]) -> None:
+    """The same channels in both factors, along an axis of each; what `summing` does for `node`."""
     one, other = (walk.on(node, *factor) for factor in factors)
     walk.variables.join(one, other)
-    walk.over_channels[node.name] = Channels(one, factors[0][1])
-    return walk.scores(node)
+    walk.over_channels[summing.name] = Channels(one, factors[0][1])
 
 
 def _keep(walk: Walk, node: fx.Node, source: fx.Node) -> None:
