@@ -278,7 +278,7 @@ def test_calls_of_one_layer_share_their_channels() -> None:
     [
         (lambda m, x: F.conv2d(F.conv2d(x, m.second.weight), m.second.weight), "'second.weight'"),
         (lambda m, x: F.conv2d(x, m.second.weight, x.mean((0, 2, 3))), "'second.weight'"),
-        (lambda m, x: F.conv2d(x, m.second.weight * 2), "'second.weight'"),
+        (lambda m, x: F.conv2d(x, m.second.weight * 2), "calls conv2d"),
         (lambda m, x: F.conv2d(x, m.second.weight, groups=m.second.weight.size(0) // 8), "'second.weight'"),
         (lambda m, x: F.batch_norm(x, m.mean, m.mean + 1, training=True), "mean"),
         (lambda m, x: F.layer_norm(x, x.shape[-1:]), "layer_norm"),
