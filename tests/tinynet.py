@@ -374,16 +374,19 @@ def tokens(num_classes: int = 10) -> nn.Module:
 
 
 class Classed(nn.Module):
-    """A ViT of two blocks: patches and a class token, which alone is classified."""
+    """A ViT of two blocks: patches of two kinds and a class token, which alone is classified; BN of tokens, as in LeViT."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.patches, self.token = nn.Conv2d(3, 48, 8, 8), nn.Parameter(torch.rand(1, 1, 48))
+        self.left, self.right = nn.Conv2d(3, 32, 8, 8), nn.Conv2d(3, 16, 8, 8)
+        self.mix, self.tokens, self.token = nn.Linear(48, 48), nn.BatchNorm1d(48), nn.Parameter(torch.rand(1, 1, 48))
         self.blocks = nn.Sequential(*(EncoderBlock(2, 48, 64, 0.0, 0.0) for _ in range(2)))
         self.norm, self.classifier = nn.LayerNorm(48), nn.Linear(48, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = cat([self.left(x), self.right(x)], 1).relu()
+        x = self.mix(x.flatten(2).transpose(1, 2))
+        x = self.tokens(x.flatten(0, 1)).reshape_as(x)
         x = cat([self.token.expand(x.shape[0], -1, -1), x], 1)
         return self.classifier(self.norm(self.blocks(x))[:, 0])
 

@@ -38,7 +38,7 @@ def test_the_generated_network_is_the_extracted_structure(name: str, generator: 
     for widths in random_widths(net, rng, 2):
         structure = supernet.structure(widths).double()
         for layer in structure.modules():
-            if isinstance(layer, torch.nn.BatchNorm2d):
+            if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
                 layer.train()
         structure.load_state_dict({**structure.state_dict(), **supernet.weights(widths)})  # as doubles, unrounded
         with torch.no_grad():
