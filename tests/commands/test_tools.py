@@ -67,10 +67,10 @@ def test_build_lut_measures_resumes_and_validates(workplace) -> None:
 def test_networks_are_listed_with_what_stands_in_their_way(workplace) -> None:
     tool = str(ROOT / "tools/list_networks.py")
     done = command(
-        [tool, "--network", "squeezenet1_1", "--network", "tinynet:halves", "--network", "tinynet:deciding"], workplace
+        [tool, "--network", "squeezenet1_1", "--network", "tinynet:small_swin", "--network", "tinynet:deciding"], workplace
     )
     assert re.search(r"yes  squeezenet1_1 +\d+ genes", done.stdout)
-    assert re.search(r"yes  tinynet:halves .*operations keep their channels", done.stdout)
+    assert re.search(r"yes  tinynet:small_swin .*operations keep their channels", done.stdout)
     assert re.search(r"no   tinynet:deciding .*control flow depends on the data", done.stdout)
     assert "2 of 3 trace" in done.stdout
     mine = command([tool, "--network", "tinynet:mixed", "--network", "mobilenet_v1", "--input-size", "32"], workplace).stdout
