@@ -22,7 +22,7 @@ PROTOCOL = Protocol(rounds=4, round_ms=1.0, warmup_ms=2.0, profiled_runs=1)
 def isolated_models(model: bytes) -> list[tuple[Kernel, bytes]]:
     """Each kernel of `model`, and a model of nothing else."""
     proto = onnx.load_from_string(model)
-    shapes = static_shapes(proto)
+    shapes, kinds = static_shapes(proto), _kinds(proto)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     result = []
     for placed in find_kernels(proto):
@@ -32,8 +32,8 @@ def isolated_models(model: bytes) -> list[tuple[Kernel, bytes]]:
         graph = helper.make_graph(
             nodes,
             "kernel",
-            [_value(name, shapes[name]) for name in read if name not in weights],
-            [_value(placed.output, shapes[placed.output])],
+            [helper.make_tensor_value_info(name, kinds[name], shapes[name]) for name in read if name not in weights],
+            [helper.make_tensor_value_info(placed.output, kinds[placed.output], shapes[placed.output])],
             [weights[name] for name in read if name in weights],
         )
         alone = helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
@@ -57,5 +57,7 @@ def isolated_sums(
     return sums
 
 
-def _value(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+def _kinds(model: onnx.ModelProto) -> dict[str, int]:
+    """The type of every value: indices are no floats."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
