@@ -20,20 +20,22 @@ PROTOCOL = Protocol(rounds=4, round_ms=1.0, warmup_ms=2.0, profiled_runs=1)
 
 
 def isolated_models(model: bytes) -> list[tuple[Kernel, bytes]]:
-    """Each kernel of `model`, and a model of nothing else."""
+    """Each kernel of `model`, and a model of nothing else; without those that compute indices, or look up by them."""
     proto = onnx.load_from_string(model)
-    shapes, kinds = static_shapes(proto), _kinds(proto)
+    shapes, floats = static_shapes(proto), _floats(proto)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     result = []
     for placed in find_kernels(proto):
         nodes = [node for node in proto.graph.node if node.output[0] in placed.names]
         made = {name for node in nodes for name in node.output}
         read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
+        if not floats.issuperset({placed.output, *(read.keys() - weights.keys())}):
+            continue
         graph = helper.make_graph(
             nodes,
             "kernel",
-            [helper.make_tensor_value_info(name, kinds[name], shapes[name]) for name in read if name not in weights],
-            [helper.make_tensor_value_info(placed.output, kinds[placed.output], shapes[placed.output])],
+            [_value(name, shapes[name]) for name in read if name not in weights],
+            [_value(placed.output, shapes[placed.output])],
             [weights[name] for name in read if name in weights],
         )
         alone = helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
@@ -57,7 +59,12 @@ def isolated_sums(
     return sums
 
 
-def _kinds(model: onnx.ModelProto) -> dict[str, int]:
-    """The type of every value: indices are no floats."""
+def _floats(model: onnx.ModelProto) -> set[str]:
+    """Names of all values that are floating-point numbers."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    return {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+
+
+def _value(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
