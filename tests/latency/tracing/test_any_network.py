@@ -423,7 +423,7 @@ class Attentive(Step):
         self.into, self.out = nn.Conv2d(channels, wide, 1), nn.Conv2d(wide, channels, 1)
         self.unbiased, self.norm = nn.Linear(channels, 3 * wide, bias=False), nn.BatchNorm1d(3 * wide)
         self.q_bias, self.v_bias = nn.Parameter(torch.rand(wide)), nn.Parameter(torch.rand(wide))
-        self.near = nn.Parameter(torch.rand(64, 64))
+        self.near = nn.Parameter(torch.rand(200, 200))  # six other steps may pad images to 14×14
         self.register_buffer("k_bias", torch.zeros(wide), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -434,7 +434,8 @@ class Attentive(Step):
         n, c, h, w = x.shape
         tokens = x.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.token.expand(n, -1, -1), self.registers.repeat(n, 1, 1), tokens], dim=1)
-        tokens = tokens + self.places[:, : tokens.shape[1]]
+        if tokens.shape[1] <= 67:
+            tokens = tokens + self.places[:, : tokens.shape[1]]
         apart = self.qkv(tokens).reshape(n, tokens.shape[1], 3, 2, self.head).permute(2, 0, 3, 1, 4)
         if self.how == 0:
             q, k, v = apart.unbind(0)
