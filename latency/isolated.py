@@ -12,7 +12,7 @@ import onnx
 from onnx import helper
 
 from latency.graph.kernels import Kernel, find_kernels
-from latency.graph.shapes import static_shapes
+from latency.graph.shapes import stated_values, static_shapes
 from latency.measuring.kept import KeptMeasurements
 from latency.measuring.measurement import Protocol
 
@@ -22,7 +22,8 @@ PROTOCOL = Protocol(rounds=4, round_ms=1.0, warmup_ms=2.0, profiled_runs=1)
 def isolated_models(model: bytes) -> list[tuple[Kernel, bytes]]:
     """Each kernel of `model`, and a model of nothing else; without those that compute indices, or look up by them."""
     proto = onnx.load_from_string(model)
-    shapes, floats = static_shapes(proto), _floats(proto)
+    shapes = static_shapes(proto)
+    floats = {one.name for one in stated_values(proto) if one.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     result = []
     for placed in find_kernels(proto):
@@ -57,13 +58,6 @@ def isolated_sums(
         sums.append(sum(known[kernel] for kernel, _ in parts))
         progress(1)
     return sums
-
-
-def _floats(model: onnx.ModelProto) -> set[str]:
-    """Names of all values that are floating-point numbers."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = (*graph.input, *graph.value_info, *graph.output)
-    return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
 
 
 def _value(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:

@@ -24,12 +24,7 @@ MOST_SHAPE_VALUES = 64
 def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shapes of all values and initializers, inferred where the model does not state them; 0 where a size is open. What lies
     inside a group norm is of the shape that it is given."""
-    graph = model.graph
-    stated = [*graph.input, *graph.value_info, *graph.output]
-    produced = {name for node in graph.node for name in node.output if name}
-    if not produced <= {value.name for value in stated}:
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
-        stated = [*inferred.input, *inferred.value_info, *inferred.output]
+    graph, stated = model.graph, stated_values(model)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     known = [value for value in stated if value.type.tensor_type.HasField("shape")]
     shapes |= {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in known}
@@ -37,6 +32,17 @@ def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         inside = (one.reshape.output[0], one.norm.output[0])
         shapes |= dict.fromkeys(inside, shapes.get(one.reshape.input[0], ()))
     return shapes
+
+
+def stated_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """All values with their types and shapes, inferred where the model does not state them."""
+    graph = model.graph
+    stated = [*graph.input, *graph.value_info, *graph.output]
+    produced = {name for node in graph.node for name in node.output if name}
+    if produced <= {value.name for value in stated}:
+        return stated
+    inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
+    return [*inferred.input, *inferred.value_info, *inferred.output]
 
 
 class GroupNorm(NamedTuple):

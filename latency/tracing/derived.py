@@ -3,7 +3,6 @@ BN with an activation does, and its convolution padded as TensorFlow pads), the 
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -79,14 +78,11 @@ def _is_made(source: Any) -> bool:
 def _constant(module: fx.GraphModule, node: fx.Node) -> nn.Parameter:
     """What it is now, to be trained as a parameter of its own."""
 
+    interpreter = fx.Interpreter(module)
+
     def value(one: fx.Node) -> Any:
-        if one.op == "get_attr":
-            return operator.attrgetter(str(one.target))(module)
-        args, kwargs = fx.node.map_arg((one.args, one.kwargs), value)
-        if one.op == "call_method":
-            return getattr(args[0], str(one.target))(*args[1:], **kwargs)
-        assert callable(one.target)
-        return one.target(*args, **kwargs)
+        interpreter.env.update({source: value(source) for source in one.all_input_nodes})
+        return interpreter.run_node(one)
 
     with torch.no_grad():
         return nn.Parameter(value(node).clone())

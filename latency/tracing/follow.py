@@ -119,8 +119,8 @@ def _left_alone(walk: Walk, node: fx.Node, what: str) -> Channels:
     lost = not all(map(walk.variables.all_fixed, _flows_into(walk, node)))
     _pin_inputs(walk, node)
     state_sizes(node)
-    why = [f"{walk.owner(node)} {what}"] if _parameters_kept(walk, node) or lost else []
-    why = _reasons(walk, node) + why
+    why = _reasons(walk, node)
+    why += [f"{walk.owner(node)} {what}"] if _parameters_kept(walk, node) or lost else []
     if walk.constants.keys() >= set(walk.carriers(node)):
         walk.constants[node] = why
     else:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from latency.tracing.channels import Channels, Flows
 from latency.tracing.moves import reduced
-from latency.tracing.symbolic import argument, number, shape_of, state_sizes
+from latency.tracing.symbolic import argument, listed, number, shape_of, state_sizes
 from latency.tracing.walk import Unfollowed, Walk, repeats_for_images, rewrite
 
 
@@ -130,7 +129,6 @@ def _state_no_channels(shaped: fx.Node, axis: int) -> None:
     """Where a parameter is repeated for every image, have as many channels come out as go in."""
     if shaped.target == "expand":
         state_sizes(shaped)
-        given: Any = shaped.args[1:]
-        sizes = list(given[0] if isinstance(given[0], list | tuple) else given)
+        sizes = list(listed(shaped, "size"))
         sizes[axis] = -1
         shaped.args = (shaped.args[0], *sizes)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from latency.graph import operations
 from latency.tracing.channels import Channels
 from latency.tracing.parts import stretch
-from latency.tracing.symbolic import argument, number, shape_of
+from latency.tracing.symbolic import argument, listed, number, shape_of
 from latency.tracing.walk import Unfollowed, Walk
 
 
@@ -76,13 +76,7 @@ def _dims(walk: Walk, node: fx.Node, given: Any) -> set[int]:
 def permute(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Channels go where their axis goes."""
     channels, rank = walk.input(node), len(shape_of(node))
-    return Channels(channels.flows, [dim % rank for dim in _listed(node, "dims")].index(channels.axis))
-
-
-def _listed(node: fx.Node, name: str) -> Any:
-    """What a call gives as one list, or one by one."""
-    given: Any = node.kwargs.get(name, node.args[1:])
-    return given[0] if len(given) == 1 and not isinstance(given[0], int) else given
+    return Channels(channels.flows, [dim % rank for dim in listed(node, "dims")].index(channels.axis))
 
 
 def transpose(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
@@ -122,7 +116,7 @@ def expand(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
 
 def turn(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Positions change places: flipped, or rolled by some."""
-    given: Any = argument(node, 2, "dims") if node.target in (torch.roll, "roll") else _listed(node, "dims")
+    given: Any = argument(node, 2, "dims") if node.target in (torch.roll, "roll") else listed(node, "dims")
     if given is None or walk.input(node).axis in _dims(walk, node, given):
         raise Unfollowed("turns the channels round")
     return walk.input(node)

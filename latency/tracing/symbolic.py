@@ -73,6 +73,12 @@ def argument(node: fx.Node, place: int, name: str) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name)
 
 
+def listed(node: fx.Node, name: str) -> Any:
+    """What a call gives after its input, by name, as one list, or one by one."""
+    given: Any = node.kwargs.get(name, node.args[1:])
+    return given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
+
+
 def shape_of(node: fx.Node) -> Any:
     """The node's tensor shape; () for several tensors at once; None for a plain number or size."""
     meta = node.meta.get("tensor_meta")

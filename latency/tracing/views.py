@@ -11,7 +11,7 @@ from torch import fx, nn
 from latency.graph.shapes import Reshaped, reshaped
 from latency.tracing.channels import Channels, repeated
 from latency.tracing.parts import MOST_PARTS, equal_share
-from latency.tracing.symbolic import argument, shape_of, state_sizes
+from latency.tracing.symbolic import argument, listed, shape_of, state_sizes
 from latency.tracing.walk import Unfollowed, Walk, rewrite
 
 
@@ -28,7 +28,7 @@ def reshape(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     if view is None:
         raise Unfollowed(f"reshapes {before} to {after}, channels on axis {channels.axis}")
     if view.parts > 1 and before == (*after[: channels.axis], before[channels.axis], *after[view.place + 1 :]):
-        return _taken_apart(walk, node, view.parts)
+        return _taken_apart(walk, node, view)
     flows = walk.variables.equal_parts(channels.flows, view.parts)
     if flows is None or view.times > MOST_PARTS:
         raise Unfollowed("cuts through channels, or repeats them too often")
@@ -36,13 +36,12 @@ def reshape(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     return Channels(repeated(flows, view.each) * view.times, view.place)
 
 
-def _taken_apart(walk: Walk, node: fx.Node, parts: int) -> Channels:
+def _taken_apart(walk: Walk, node: fx.Node, view: Reshaped) -> Channels:
     """Channels in groups or heads, and nothing else changes."""
-    axis, after = walk.input(node).axis, shape_of(node)
-    share = equal_share(walk, node, node, parts, axis)
-    place = axis + len(after) - len(shape_of(walk.source(node)))
-    rewrite(node, torch.unflatten, axis, (*after[axis:place], -1))
-    return Channels(share.flows, place)
+    axis = walk.input(node).axis
+    share = equal_share(walk, node, node, view.parts, axis)
+    rewrite(node, torch.unflatten, axis, (*shape_of(node)[axis : view.place], -1))
+    return Channels(share.flows, view.place)
 
 
 def shuffle(walk: Walk, node: fx.Node, module: Any) -> Channels:
@@ -90,8 +89,7 @@ def _state_shape(walk: Walk, node: fx.Node, module: nn.Module | None, view: Resh
 def _stated(node: fx.Node) -> list[Any]:
     """The sizes that a reshape is given one by one, as they are for the example but for the batch's; none where it is not."""
     state_sizes(node)
-    given: Any = node.kwargs.get("shape", node.args[1:]) if node.target in (torch.reshape, "view", "reshape") else ()
-    sizes = list(given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given)
+    sizes = list(listed(node, "shape")) if node.target in (torch.reshape, "view", "reshape") else []
     return sizes if len(sizes) == len(shape_of(node)) else []
 
 
