@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from tinynet import InstanceNormAct, NormAct, PaddedConv, Scaled, Standardised
@@ -505,7 +505,6 @@ class Written(Step):
         if self.how == 0:
             return x + self.scale.view(1, self.channels, 1).unsqueeze(-1) * nn.ReLU()(y)
         if self.how == 1:
-            y = y.float()
             spread = (y - y.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
             y = ((y - y.mean(1, keepdim=True)) / torch.sqrt(spread + 1e-6)).to(x.dtype)
             return self.scale[:, None, None] * y + self.shift[None, :, None, None]
@@ -620,6 +619,8 @@ def composed(steps: list[tuple[type[Step], tuple[int, ...]]]) -> nn.Sequential:
 
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEPS, min_size=1, max_size=6), seed=st.integers(0, 99))
+@example(steps=[(Attentive, (6, 2)), (Attentive, (6, 3)), (Attentive, (4, 5))], seed=1)
+@example(steps=[(Attentive, (4, 0)), (Attentive, (2, 6)), (Attentive, (4, 7))], seed=1)
 def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) -> None:
     torch.manual_seed(seed)
     module, images = composed(steps), torch.randn(SHAPE)
@@ -645,9 +646,7 @@ def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) 
         }
         supernet, doubles = supernet.double(), images.double()
         whole, cropped = (supernet.scores(doubles, supernet.weights(widths, whole=whole)) for whole in (True, False))
-        torch.testing.assert_close(
-            whole, cropped, rtol=1e-4, atol=1e-5 * float(cropped.detach().abs().max())
-        )  # some steps are float32
+        torch.testing.assert_close(whole, cropped, rtol=1e-5, atol=1e-6 * float(cropped.detach().abs().max()))
 
 
 FOLLOWED = [(kind, (how,)) for kind, ways in ((Written, 6), (Computed, 6), (Attended, 3)) for how in range(ways)]

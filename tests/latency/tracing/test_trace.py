@@ -235,6 +235,12 @@ def test_layers_that_derive_from_torchs_are_pruned(rng, random_widths) -> None:
     torch.testing.assert_close(extract(net, net.max_widths, module.state_dict())(images), module.eval()(images))
 
 
+def test_casts_pass_channels_on() -> None:
+    net = latency.trace(Branches(lambda m, x: m.second(x.float().to(x.dtype))), (1, 3, 16, 16), align=1)
+    assert [gene.name for gene in net.genes] == ["stem"]
+    assert not net.unfollowed
+
+
 class Statements(nn.Module):
     """In place, without taking the result."""
 
