@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torchvision.ops import stochastic_depth
 
 POINTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
@@ -29,7 +28,7 @@ POINTWISE_FUNCTIONS: frozenset[Any] = frozenset(
         F.feature_alpha_dropout, torch.relu, torch.relu_, torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_, torch.clamp,
         torch.clamp_, torch.clip, torch.clamp_min, torch.clamp_max, torch.neg, torch.exp, torch.log, torch.log1p, torch.sqrt,
         torch.rsqrt, torch.square, torch.reciprocal, torch.abs, torch.sign, torch.sin, torch.cos, torch.erf, operator.neg,
-        torch.zeros_like, torch.ones_like, torch.full_like, stochastic_depth, "relu", "relu_", "sigmoid", "sigmoid_", "tanh",
+        torch.zeros_like, torch.ones_like, torch.full_like, "relu", "relu_", "sigmoid", "sigmoid_", "tanh",
         "tanh_", "clamp", "clamp_", "clip", "clamp_min", "clamp_max", "exp", "log", "log1p", "sqrt", "rsqrt", "square",
         "reciprocal", "abs", "sign", "sin", "cos", "erf", "neg", "contiguous", "clone", "detach", "float", "to", "type_as",
     }
@@ -60,6 +59,7 @@ RESHAPING_FUNCTIONS: frozenset[Any] = frozenset(
     {torch.flatten, torch.unflatten, torch.reshape, "flatten", "unflatten", "view", "reshape", "view_as", "reshape_as"}
 )
 MULTIPLYING_FUNCTIONS: frozenset[Any] = frozenset({operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"})
+ATTENDING_FUNCTIONS: frozenset[Any] = frozenset({F.scaled_dot_product_attention})
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 CHUNKING_FUNCTIONS: frozenset[Any] = frozenset({torch.chunk, torch.tensor_split, "chunk", "tensor_split"})
 SPLITTING_FUNCTIONS: frozenset[Any] = frozenset({torch.split, "split"})
@@ -91,7 +91,7 @@ VIEWS = (
 SPELLINGS = {"iadd": "add", "isub": "sub", "imul": "mul", "truediv": "div"}
 """Other names of the same, among Python's operators."""
 
-NOT_COMPUTED = ("batchnorm", "dropout", "stochasticdepth", "identity", "contiguous", "clone", "detach")
+NOT_COMPUTED = ("batchnorm", "dropout", "identity", "contiguous", "clone", "detach")
 """Beginnings of the names of what runtimes fold or leave out."""
 
 

@@ -9,12 +9,13 @@ from torch import fx, nn
 
 from latency.tracing.channels import Channels, Flows
 from latency.tracing.moves import reduced
-from latency.tracing.symbolic import argument, listed, number, shape_of, state_sizes
+from latency.tracing.symbolic import argument, counts, listed, number, of_batch, shape_of, state_sizes
 from latency.tracing.walk import Unfollowed, Walk, repeats_for_images, rewrite
 
 
 def join(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Stretch by stretch."""
+    state_channel_counts(walk, node)
     rank = len(shape_of(node))
     operands = walk.carriers(node)
     if any(len(shape_of(source)) < rank and source not in walk.constants for source in operands):
@@ -79,6 +80,15 @@ def stack(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     tensors, dim = argument(node, 0, "tensors"), (argument(node, 1, "dim") or 0) % len(shape_of(node))
     axis = _common_axis(walk, tensors)
     return Channels(_joined(walk, [walk.on(node, tensor, axis) for tensor in tensors]), axis + (dim <= axis))
+
+
+def state_channel_counts(walk: Walk, node: fx.Node) -> None:
+    """A number that how many channels there are tells, as a scale may be, is what it is at full width."""
+    counted = [one for one in node.all_input_nodes if counts(one, walk.is_channels)]
+    if any(map(of_batch, counted)):
+        raise Unfollowed("computes with how many channels and images there are")
+    for one in counted:
+        node.replace_input_with(one, number(one))
 
 
 def _common_axis(walk: Walk, operands: Sequence[fx.Node]) -> int:

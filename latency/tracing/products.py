@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from latency.graph.shapes import product_axis
 from latency.tracing.channels import Channels
+from latency.tracing.joins import state_channel_counts
 from latency.tracing.symbolic import argument, shape_of
 from latency.tracing.walk import Unfollowed, Walk
 
@@ -34,6 +35,7 @@ def attention(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     out where PyTorch exports it badly or not at all: with a mask, or where there are not four axes."""
     given: Any = [argument(node, place, name) for place, name in enumerate(("query", "key", "value", "attn_mask"))]
     query, key, value, mask = given
+    state_channel_counts(walk, node)
     last = len(shape_of(node)) - 1
     if node.kwargs.get("enable_gqa") or argument(node, 5, "is_causal"):
         raise Unfollowed("shares keys among heads, or looks back only")

@@ -56,7 +56,7 @@ OF_FUNCTIONS: tuple[tuple[frozenset[Callable[..., object] | str], Rule], ...] = 
     (frozenset({F.pixel_unshuffle}), views.pixel_unshuffle),
     (operations.RESHAPING_FUNCTIONS, views.reshape),
     (operations.MULTIPLYING_FUNCTIONS, products.product),
-    (frozenset({F.scaled_dot_product_attention}), products.attention),
+    (operations.ATTENDING_FUNCTIONS, products.attention),
     (operations.CONCATENATING_FUNCTIONS, joins.concatenate),
     (frozenset({torch.stack}), joins.stack),
     (operations.SOFTMAX_FUNCTIONS, moves.softmax),

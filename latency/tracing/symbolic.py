@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, suppress
+from functools import partial
+from types import FunctionType
 from typing import Any
 from unittest.mock import patch
 
@@ -15,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from latency.errors import TraceError
 from latency.graph import operations
@@ -42,30 +44,54 @@ def graph_of(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphMo
 
 class _Shapes(ShapeProp):
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, int):
-            n.meta["number"] = result
-        return result
+        return _noted(n, super().run_node(n))
+
+
+def _noted(node: fx.Node, result: Any) -> Any:
+    if isinstance(result, int | float):
+        node.meta["number"] = result
+    if isinstance(result, Tensor):
+        node.meta.setdefault("tensor_meta", result)
+    return result
 
 
 def number(value: Any) -> Any:
-    """What a node is that is a plain whole number; all else as it is."""
+    """What a node is that is a plain number; all else as it is."""
     return value.meta.get("number", value) if isinstance(value, fx.Node) else value
 
 
 def state_sizes(node: fx.Node) -> None:
     """Where a call is given sizes that forward() computes, they are what they are for the example, but for the batch's."""
-    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda one: one if _of_batch(one) else number(one))
+    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda one: one if of_batch(one) else number(one))
 
 
-def _of_batch(size: fx.Node) -> bool:
-    """Whether how many images there are tells a size."""
+def of_batch(size: fx.Node) -> bool:
+    """Whether how many images there are tells a number."""
+    return counts(size, lambda tensor, axis: axis == 0)
+
+
+def counts(size: fx.Node, wanted: Callable[[fx.Node, int], bool]) -> bool:
+    """Whether the length of a tensor along a `wanted` axis tells a number."""
     if "number" not in size.meta:
         return False
-    asks, *_ = size.all_input_nodes or (None,)
-    if size.target == "size" or (size.target is operator.getitem and asks is not None and "number" not in asks.meta):
-        return bool(argument(size, 1, "dim") == 0)
-    return any(map(_of_batch, size.all_input_nodes)) or size.target == "numel"
+    tensor, axes = _asked(size)
+    if tensor is None:
+        return any(counts(source, wanted) for source in size.all_input_nodes)
+    return any(wanted(tensor, axis) for axis in axes)
+
+
+def _asked(size: fx.Node) -> tuple[fx.Node | None, Sequence[int]]:
+    """The tensor whose lengths a node gives, and along which axes; None where it gives something else."""
+    tensor: fx.Node | None
+    if size.target in ("size", "numel") or (size.target is getattr and size.args[1] == "shape"):
+        tensor, place = size.all_input_nodes[0], argument(size, 1, "dim") if size.target == "size" else None
+        axes: Any = range(len(shape_of(tensor)))
+    elif size.target is operator.getitem:
+        (tensor, axes), place = _asked(size.all_input_nodes[0]), size.args[1]
+    else:
+        return None, ()
+    picked = axes if place is None or tensor is None else axes[place]
+    return tensor, picked if isinstance(picked, range) else (picked,)
 
 
 def argument(node: fx.Node, place: int, name: str) -> Any:
@@ -93,6 +119,8 @@ class _Value(fx.Proxy):
     tracer: _SymbolicTracer
 
     def __getattr__(self, name: str) -> Any:
+        if name in operations.MAKING_FUNCTIONS:
+            return partial(self.tracer.make, name, self)
         if name in ("shape", "device"):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         if name == "mT":
@@ -132,17 +160,32 @@ class _SymbolicTracer(fx.Tracer):
         return _Value(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **rest: Any) -> Any:
-        """Inputs but the first are what they are by default."""
+        """Inputs but the first are what they are by default; functions that torch.fx.wrap hides from it are looked into."""
         if kind == "placeholder" and args and any(node.op == kind for node in self.graph.nodes):
             return args[0]
+        if isinstance(target, FunctionType) and not target.__module__.startswith("torch."):
+            looked_into = self._looked_into(target, args, kwargs)
+            if looked_into is not None:
+                return looked_into
         return super().create_proxy(kind, target, args, kwargs, *more, **rest)
+
+    def _looked_into(self, function: FunctionType, args: Any, kwargs: Any) -> fx.Proxy | None:
+        """What it gives; None where that cannot be followed: the call stays one operation, as its author meant it."""
+        before = set(self.graph.nodes)
+        with suppress(Exception):
+            if isinstance(result := function(*args, **kwargs), fx.Proxy):
+                return result
+        for node in [one for one in reversed(self.graph.nodes) if one not in before]:
+            self.graph.erase_node(node)
+            self._values.pop(node, None)
+        return None
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.plain(obj))
 
     def iter(self, obj: Any) -> Iterator[Any]:
         """One after another; of a tensor that has as many entries as there are images, these may be the images."""
-        value = self._known(obj)
+        value = self.known(obj)
         count = len(self.plain(obj) if isinstance(value, Tensor) and len(value) == self._shape[0] else value)
         return iter([obj[place] for place in range(count)])
 
@@ -152,17 +195,17 @@ class _SymbolicTracer(fx.Tracer):
         Raises:
             ValueError: it gives a tensor.
         """
-        value = self._known(proxy)
+        value = self.known(proxy)
         if isinstance(value, Tensor):
             raise ValueError(f"control flow depends on the data in '{proxy.node.name}'.")
         return value
 
-    def _known(self, proxy: fx.Proxy) -> Any:
+    def known(self, proxy: fx.Proxy) -> Any:
         """The same; of tensors, one without data."""
         wanted = proxy.node  # of an attribute, made when it is asked for
         for node in self.graph.nodes:
             if node not in self._values:
-                self._values[node] = self._run(node)
+                self._values[node] = _noted(node, self._run(node))
         return self._values[wanted]
 
     def _run(self, node: fx.Node) -> Any:
@@ -188,14 +231,23 @@ class _SymbolicTracer(fx.Tracer):
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
-    def maker(self, function: Callable[..., Tensor]) -> Callable[..., Any]:
-        """The same, for sizes that may be symbols: torch asks tensors alone whether they are."""
+    def make(self, maker: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a function of torch, or a tensor's method of that name, makes, of sizes that may be symbols: torch asks tensors
+        alone whether they are. It is a constant, which may be filled in, unless how many images there are tells a size."""
+        symbols = [one for one in tree_leaves((args[isinstance(maker, str) :], kwargs)) if isinstance(one, fx.Proxy)]
+        if not all(map(self._stays, symbols)):
+            return self.create_proxy("call_method" if isinstance(maker, str) else "call_function", maker, args, kwargs)
+        args, kwargs = tree_map_only(fx.Proxy, self._alike, (args, kwargs))
+        return getattr(args[0], maker)(*args[1:], **kwargs) if isinstance(maker, str) else maker(*args, **kwargs)
 
-        def make(*args: Any, **kwargs: Any) -> Any:
-            symbols = [one for one in tree_leaves((args, kwargs)) if isinstance(one, fx.Proxy)]
-            return self.create_proxy("call_function", function, args, kwargs) if symbols else function(*args, **kwargs)
+    def _stays(self, proxy: fx.Proxy) -> bool:
+        """Whether it is something else than a tensor or a list, whatever the number of images."""
+        return not isinstance(self.known(proxy), Tensor | list | tuple) and not of_batch(proxy.node)
 
-        return make
+    def _alike(self, proxy: fx.Proxy) -> Any:
+        """What it is; of a tensor, one of its type, on its device."""
+        value = self.known(proxy)
+        return torch.empty(0, dtype=value.dtype, device=value.device) if isinstance(value, Tensor) else value
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """What forward() makes and calls at once, `nn.ReLU()(x)`, is what that computes."""
@@ -210,10 +262,12 @@ class _SymbolicTracer(fx.Tracer):
 def _symbolic(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphModule:
     tracer = _SymbolicTracer(name, shape)
     _introduce_to_einops()
-    makers: Any = {one.__name__: tracer.maker(one) for one in operations.MAKING_FUNCTIONS if callable(one)}
+    makers: Any = {one.__name__: partial(tracer.make, one) for one in operations.MAKING_FUNCTIONS if callable(one)}
     try:
         with patch.multiple(torch, **makers):
             graph = tracer.trace(module)
+        for node in graph.nodes:
+            node.meta.pop("is_wrapped", None)  # torch would wrap what a function that was looked into calls last
         traced = fx.GraphModule(module, graph, type(module).__name__)
     except TraceError:
         raise
@@ -242,13 +296,17 @@ def _take_results(traced: fx.GraphModule, name: str) -> None:
     for node in traced.graph.nodes:
         if node.users or not _in_place(traced, node) or node.all_input_nodes[0].op == "get_attr":
             continue
-        changed = node.all_input_nodes[0]
+        changed, result = node.all_input_nodes[0], node
+        if changed.target is operator.getitem and isinstance(changed.args[1], slice) and changed.args[1].step is None:
+            part, changed = changed.args[1], changed.all_input_nodes[0]
+            with traced.graph.inserting_after(node):
+                result = traced.graph.call_function(torch.slice_scatter, (changed, node, 0, part.start, part.stop))
         if changed.target in operations.VIEWS:
             raise TraceError(
                 f"{name} changes a part of a tensor in place (operation '{node.name}'), which cannot be followed. "
                 "Write that part of forward() so that it uses the result."
             )
-        changed.replace_all_uses_with(node, lambda user, after=place[node]: place[user] > after)
+        changed.replace_all_uses_with(result, lambda user, after=place[node]: place.get(user, 0) > after)
 
 
 def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:

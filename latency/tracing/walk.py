@@ -67,6 +67,11 @@ class Walk:
             self.unfollowed.append(f"{self.owner(node)} works along axis {axis}, not along the channels")
         return (self.variables.new(shape_of(source)[axis], source.name, fixed=True),)
 
+    def is_channels(self, node: fx.Node, axis: int) -> bool:
+        """Whether its channels, of which some may go, lie along that axis."""
+        channels = self.channels.get(node)
+        return channels is not None and channels.axis == axis and not self.variables.all_fixed(channels.flows)
+
     def new(self, node: fx.Node, size: int) -> Flows:
         """Channels that `node` makes. A single one stays."""
         return (self.variables.new(size, str(node.target), fixed=size == 1),)
