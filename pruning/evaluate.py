@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.data import Dataset
-from pruning.fit import LABEL_SMOOTHING
 from pruning.images import Images, batches
 from pruning.pruningnet import PruningNet
+from pruning.recipe import LABEL_SMOOTHING
 from pruning.replay import Replayed
 
 STATISTICS_BATCH = 500

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,13 @@ from latency.errors import MillipruneError
 from pruning.bank import banks
 from pruning.checkpoint import load_checkpoint, save_checkpoint
 from pruning.data import Dataset
+from pruning.recipe import Recipe
 from pruning.workers import Workers
 
 CHECKPOINT_SECONDS = 60.0
 
-LABEL_SMOOTHING = 0.1
-"""MetaPruning's, in training and when structures are ranked."""
-
-LINEAR_INPUTS = 256
-"""As many inputs let a linear layer keep pace with all else."""
+STATES = {"momentum": "momentum_buffer", "mean": "exp_avg", "square": "exp_avg_sq", "steps": "step"}
+"""What checkpoints call the tensors that optimisers keep for each parameter."""
 
 Progress = Callable[[int, float], object]
 """Called after every step with the number of steps done and the loss."""
@@ -41,27 +38,6 @@ Backward = Callable[[Tensor, Tensor, int], Tensor]
 
 class TrainingError(MillipruneError):
     """Training that cannot go on."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """SGD with momentum, label smoothing and a learning rate that falls linearly to 0 (MetaPruning, section 4.1).
-
-    `batch` is of all processes together. `lr` is for a batch of 512 and scaled with the batch.
-    """
-
-    epochs: int
-    batch: int = 64
-    lr: float = 0.25
-    momentum: float = 0.9
-    weight_decay: float = 4e-5
-    label_smoothing: float = LABEL_SMOOTHING
-    warmup: float = 0.05  # share of the steps in which the rate rises from 0
-
-    def rate(self, progress: float) -> float:
-        """Learning rate after a share `progress` of all steps."""
-        peak = self.lr * self.batch / 512
-        return peak * min(progress / self.warmup if self.warmup else 1.0, (1 - progress) / (1 - self.warmup))
 
 
 def training_steps(data: Dataset, recipe: Recipe) -> int:
@@ -88,9 +64,7 @@ def fit(
     """
     workers = Workers.joined()
     steps, late = training_steps(data, recipe), banks(module).values()
-    optimizer = torch.optim.SGD(
-        list(_rated(module)), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-    )
+    optimizer = recipe.optimizer(module)
     first = _resume(module, optimizer, checkpoint, identity) if checkpoint.exists() else 0
     progress(first, float("nan"))
     if first == steps:
@@ -111,12 +85,12 @@ def fit(
         for step in range(first, steps):
             loss = backward(images, labels, step)
             workers.average_gradients(module)
-            rate = recipe.rate((step + 0.5) / steps)
+            share = (step + 0.5) / steps
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["share"]
+                group["lr"] = recipe.rate(share) * group["share"]
             optimizer.step()
             for bank in late:
-                bank.step(rate, recipe.momentum, recipe.weight_decay)
+                bank.step(*recipe.of_banks(share))
             optimizer.zero_grad(set_to_none=False)
             done = step + 1
             images, labels = _batch(data, recipe, seed, min(done, steps - 1), workers)
@@ -128,20 +102,6 @@ def fit(
                 save()
                 saved = time.monotonic()
         workers.average_statistics(module)
-
-
-def _rated(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """The parameters as groups for an optimiser, each with its `share` of the learning rate.
-
-    A step changes what a linear layer gives by rate × |input|², and its inputs may be a thousand: beyond LINEAR_INPUTS their
-    share falls with their number (as of output layers under SGD: Yang et al. 2022, arXiv 2203.03466, table 3).
-    """
-    shared: dict[float, list[nn.Parameter]] = {}
-    for parameter in module.parameters():
-        share = min(1.0, LINEAR_INPUTS / parameter.shape[1]) if parameter.ndim == 2 else 1.0
-        shared.setdefault(share, []).append(parameter)
-    for share, parameters in shared.items():
-        yield {"params": parameters, "share": share}
 
 
 def _batch(data: Dataset, recipe: Recipe, seed: int, step: int, workers: Workers) -> tuple[Tensor, Tensor]:
@@ -174,14 +134,14 @@ def _saved_when_leaving(save: Callable[[], None]) -> Iterator[None]:
 def _save(
     module: nn.Module, optimizer: torch.optim.Optimizer | None, checkpoint: Path, identity: Mapping[str, Any], step: int
 ) -> None:
-    """Weights, and while training goes on the momentum too."""
+    """Weights, and while training goes on what the optimiser keeps too."""
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     if optimizer is not None:
         for name, bank in banks(module).items():
             tensors |= {f"bank.{name}.{key}": tensor for key, tensor in bank.training_state().items()}
         for name, parameter in module.named_parameters():
-            if "momentum_buffer" in optimizer.state[parameter]:
-                tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
+            kept = optimizer.state[parameter]
+            tensors |= {f"{state}.{name}": kept[key] for state, key in STATES.items() if key in kept}
     save_checkpoint(checkpoint, tensors, identity, step)
 
 
@@ -189,13 +149,18 @@ def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Pat
     tensors, step = load_checkpoint(checkpoint, identity)
     module.load_state_dict({name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")})
     for name, parameter in module.named_parameters():
-        if f"momentum.{name}" in tensors:
-            # the fused optimiser walks memory, so the buffer must lie as the parameter does (channels last, say)
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+        for state, key in STATES.items():
+            if f"{state}.{name}" in tensors:
+                optimizer.state[parameter][key] = _beside(parameter, tensors[f"{state}.{name}"])
     for name, bank in banks(module).items():
         prefix = f"bank.{name}."
         bank.load_training_state({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
     return step
+
+
+def _beside(parameter: Tensor, state: Tensor) -> Tensor:
+    """`state` on the parameter's device; in memory as that lies (channels last, say), since fused optimisers walk it."""
+    return torch.empty_like(parameter).copy_(state) if state.shape == parameter.shape else state.to(parameter.device)
 
 
 def mixed(*numbers: int) -> int:

@@ -18,10 +18,11 @@ from torch import Tensor, fx, nn
 from latency.graph.network import Network
 from pruning.data import Dataset
 from pruning.extract import extract
-from pruning.fit import Progress, Recipe, fit
+from pruning.fit import Progress, fit
 from pruning.initialise import initialise, restore_scale
 from pruning.normalise import gains_bn, normalised
 from pruning.pruningnet import PruningNet
+from pruning.recipe import Recipe
 from pruning.replay import Replayed
 from pruning.workers import Workers
 

@@ -11,12 +11,19 @@ from latency.errors import MillipruneError
 from search.budget import Budget, BudgetError, check_shared, parse_budget
 
 RECIPES = ("focused", "paper", "light", "sandwich")
+OPTIMIZERS = ("sgd", "adamw")
 
 
 def check_recipe(name: str) -> None:
     """Raises MillipruneError where there is no such recipe for a PruningNet."""
     if name not in RECIPES:
         raise MillipruneError(f"--recipe {name} given; expected one of {', '.join(RECIPES)}.")
+
+
+def check_optimizer(name: str | None) -> None:
+    """Raises MillipruneError where there is none of that name."""
+    if name not in (None, *OPTIMIZERS):
+        raise MillipruneError(f"--optimizer {name} given; expected {' or '.join(OPTIMIZERS)}.")
 
 
 def without_password(url: str) -> str:
@@ -26,7 +33,8 @@ def without_password(url: str) -> str:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's result. Budgets as text: "15ms", "60%", "150M"."""
+    """Everything that decides a run's result. Budgets as text: "15ms", "60%", "150M". Without an optimiser, or a learning
+    rate, these are what suits the network."""
 
     latency: str | None = None
     macs: str | None = None
@@ -50,7 +58,8 @@ class RunConfig:
     pruningnet_epochs: int = 40
     epochs: int = 30
     train_batch: int = 64
-    lr: float = 0.75
+    optimizer: str | None = None
+    lr: float | None = None
     seed: int = 0
 
     def budgets(self) -> dict[str, Budget]:
@@ -66,6 +75,7 @@ class RunConfig:
         """Raises MillipruneError where an option cannot be read or does not go with another."""
         budgets = self.budgets()
         check_recipe(self.recipe)
+        check_optimizer(self.optimizer)
         if not budgets and not self.pareto:
             raise BudgetError("no budget given; expected at least one of --latency, --macs and --params, or --pareto.")
         if self.storage:

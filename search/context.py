@@ -16,12 +16,13 @@ from latency.graph.network import Network
 from latency.prediction.predictor import LatencyPredictor
 from pruning.data import Dataset, find_data
 from pruning.evaluate import STATISTICS_BATCH, calibration_images
-from pruning.fit import Recipe, training_steps
+from pruning.fit import training_steps
 from pruning.hardware import compute_device
 from pruning.networks import load, trace_classifier
 from pruning.normalise import gains_bn, trained_weights
 from pruning.pretrained import digest, load_weights
 from pruning.pruningnet import PruningNet
+from pruning.recipe import Recipe, recipe_for
 from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
 from search.budget import show_amount
 from search.config import RunConfig
@@ -95,11 +96,16 @@ class Context:
         """Of the weights to start from; "" without any."""
         return "" if self.weights is None else digest(self.weights)
 
+    def training(self, epochs: int) -> Recipe:
+        """How PruningNet, and in the end the networks, are trained."""
+        config = self.config
+        return recipe_for(self.network, epochs, config.train_batch, config.optimizer, config.lr)
+
     def pruningnet(self, folder: Path, feasible: FeasibleSet | None) -> tuple[PruningNet, Path]:
         """The PruningNet for searches in `feasible` (None: of all structures), trained, or trained on from its checkpoint,
         which is kept in `folder`."""
         config, network, data, seed = self.config, self.network, self.data, self.config.seed
-        recipe, supernet = Recipe(config.pruningnet_epochs, config.train_batch, config.lr), SUPERNETS[config.recipe]
+        recipe, supernet = self.training(config.pruningnet_epochs), SUPERNETS[config.recipe]
         pruningnet = new_pruningnet(network, supernet, seed, self.weights).to(compute_device())
         structures = trained_on(supernet, feasible, self.device, front=config.pareto) if feasible else None
         path = pruningnet_path(folder, network, supernet, data, recipe, seed, self.weights_digest, structures)

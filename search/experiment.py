@@ -16,9 +16,10 @@ from latency.graph.network import Network
 from latency.prediction.predictor import LatencyPredictor
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
-from pruning.fit import Recipe, training_steps
+from pruning.fit import training_steps
 from pruning.networks import load, trace_classifier
 from pruning.pruningnet import PruningNet
+from pruning.recipe import Recipe
 from pruning.train import (
     Supernet,
     continued_structure,

@@ -42,7 +42,11 @@ FromScratch = Annotated[
     bool,
     Option("--from-scratch", help="Train final networks from scratch, as the paper does, not on from PruningNet's weights."),
 ]
-LearningRate = Annotated[float, Option("--lr", min=1e-6, help="Peak learning rate, for a step of 512 images (paper: 0.25).")]
+Optimizer = Annotated[str | None, Option(help="sgd or adamw (default: adamw for networks with attention or LayerNorm).")]
+LearningRate = Annotated[
+    float | None,
+    Option("--lr", min=1e-6, help="Peak learning rate for a step of 512 images (default: sgd 0.75, paper 0.25; adamw 0.006)."),
+]
 TrainBatch = Annotated[int, Option(min=2, help="Images in a training step, of all processes together.")]
 Population = Annotated[int, Option(min=1, help="Structures in a generation.")]
 Generations = Annotated[int, Option(min=1, help="Generations of each search.")]

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from pruning.evaluate import StructureEvaluator
-from pruning.fit import Recipe
 from pruning.pruningnet import PruningNet
 from pruning.workers import Workers
 from search.budget import Budget, show_amount
@@ -147,8 +146,8 @@ def _front_seen(candidates: list[Candidate], predict: Callable[[np.ndarray], np.
 def _job(context: Context, pruningnet: PruningNet) -> Job:
     """How the networks of this run are trained and exported."""
     config, network = context.config, context.network
-    recipe = Recipe(config.epochs, config.train_batch, config.lr)
     start = Start(network, config.seed, context.weights, None if config.from_scratch else pruningnet)
+    recipe = context.training(config.epochs)
     return Job(context.module, network, context.data, recipe, config.seed, start, context.out, context.reporter)
 
 

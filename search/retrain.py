@@ -19,9 +19,10 @@ from pruning.data import Dataset
 from pruning.evaluate import accuracy
 from pruning.export import exported_accuracy, program_bytes, structure_onnx
 from pruning.extract import in_own_class
-from pruning.fit import Recipe, training_steps
+from pruning.fit import training_steps
 from pruning.normalise import folded
 from pruning.pruningnet import PruningNet
+from pruning.recipe import Recipe
 from pruning.train import continued_structure, new_structure, train_structure
 from pruning.workers import Workers
 from search.progress import Reporter, training_note

@@ -44,7 +44,8 @@ def main(
     pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = DEFAULTS.pruningnet_epochs,
     epochs: Annotated[int, Option(min=1, help="Epochs of the final training.")] = DEFAULTS.epochs,
     train_batch: options.TrainBatch = DEFAULTS.train_batch,
-    lr: options.LearningRate = DEFAULTS.lr,
+    optimizer: options.Optimizer = None,
+    lr: options.LearningRate = None,
     seed: Annotated[int, Option(min=0, help="The same seed gives the same result on the same machine.")] = DEFAULTS.seed,
     out: Annotated[Path | None, Option(help="Folder of the run (default: a new one under runs/).")] = None,
     lut: options.Lut = Path("lut_data"),
@@ -59,7 +60,7 @@ def main(
         config = RunConfig(
             latency, macs, params, network, data, image_size, device, threads, precision, batch, align,
             weights, distill, recipe, from_scratch, pareto, storage, population, generations, pruningnet_epochs, epochs,
-            train_batch, lr, seed,
+            train_batch, optimizer, lr, seed,
         )  # fmt: skip
         config.check()
         from pruning.workers import Workers

@@ -6,6 +6,7 @@ finished is kept under --runs, so the command may be interrupted and goes on.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,11 @@ import typer
 
 from latency.errors import reported_by_command
 from search import options
-from search.config import RunConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pruning.fit import Recipe
+    from pruning.recipe import Recipe
     from pruning.train import Supernet
     from search.experiment import Experiment
     from search.feasible import FeasibleSet
@@ -38,7 +38,7 @@ def main(
     random_epochs: Annotated[int, Option(min=1, help="Epochs of a PruningNet on one random structure a step.")] = 18,
     sandwich_epochs: Annotated[int, Option(min=1, help="Epochs on the sandwich, which costs two to three times as much.")] = 8,
     train_batch: options.TrainBatch = 128,
-    lr: options.LearningRate = RunConfig.lr,
+    lr: options.LearningRate = None,
     lut: options.Lut = Path("lut_data"),
     runs: options.Runs = Path("runs/experiments"),
     out: Annotated[Path, Option(help="File for all figures.")] = Path("results/ranking.json"),
@@ -48,9 +48,9 @@ def main(
         import numpy as np
 
         from pruning.data import load_data
-        from pruning.fit import Recipe
         from pruning.generators import GENERATORS
         from pruning.hardware import compute_device
+        from pruning.recipe import recipe_for
         from pruning.train import SUPERNETS, Supernet
         from search.budget import parse_budget
         from search.experiment import Experiment
@@ -62,7 +62,7 @@ def main(
         traced, budget = experiment.network, parse_budget(latency, "latency")
         feasible = FeasibleSet.within(traced, {"latency": budget}, experiment.predictor, experiment.unpruned_ms())
         drawn = feasible.sample(structures, np.random.default_rng(0))
-        recipe = Recipe(epochs, train_batch, lr)
+        recipe = recipe_for(traced, epochs, train_batch, lr=lr)
         scratch = np.array([[experiment.trained(w, recipe, seed) for seed in range(seeds)] for w in drawn])
         kinds: list[dict[str, Any]] = [
             {"kind": "MACs", "rank_by": traced.macs(drawn).tolist()},
@@ -73,14 +73,14 @@ def main(
         ]
         supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
         for supernet in (SUPERNETS["focused"], *supernets):
-            length = Recipe(sandwich_epochs if supernet.sandwich else random_epochs, train_batch, lr)
+            length = replace(recipe, epochs=sandwich_epochs if supernet.sandwich else random_epochs)
             kinds.append(_ranked(experiment, drawn, feasible, supernet, length))
         for row in kinds:
             row |= _agreement(np.array(row["rank_by"]), scratch[:, 0] if "seed" in row["kind"] else scratch.mean(axis=1))
             print(_line(row), flush=True)
         settings = {
             "data": dataset.name, "images": len(dataset.train), "network": network, "latency": latency, "epochs": epochs,
-            "random_epochs": random_epochs, "sandwich_epochs": sandwich_epochs, "train_batch": train_batch, "lr": lr,
+            "random_epochs": random_epochs, "sandwich_epochs": sandwich_epochs, "train_batch": train_batch, "lr": recipe.lr,
         }  # fmt: skip
         rows = [{"widths": w.tolist(), "from_scratch": s.tolist()} for w, s in zip(drawn, scratch, strict=True)]
         write_json(out, {"settings": settings, "structures": rows, "kinds": kinds, "versions": versions()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,7 @@ import typer
 
 from latency.errors import reported_by_command
 from search import options
-from search.config import RunConfig, check_recipe
+from search.config import check_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ def main(
     epochs: Annotated[int, Option(min=1, help="Epochs of each final training.")] = 100,
     from_scratch: options.FromScratch = False,
     train_batch: options.TrainBatch = 128,
-    lr: options.LearningRate = RunConfig.lr,
+    lr: options.LearningRate = None,
     population: options.Population = 50,
     generations: options.Generations = 20,
     seeds: Annotated[int, Option(min=1, help="Trainings of each network.")] = 3,
@@ -66,8 +67,8 @@ def main(
 
         from pruning.data import load_data
         from pruning.evaluate import StructureEvaluator
-        from pruning.fit import Recipe
         from pruning.hardware import compute_device
+        from pruning.recipe import recipe_for
         from pruning.train import SUPERNETS
         from search.experiment import Experiment
         from search.feasible import FeasibleSet
@@ -78,24 +79,23 @@ def main(
         dataset = load_data(data).limited(images).to(compute_device())
         settings = {
             "data": dataset.name, "images": len(dataset.train), "recipe": recipe, "pruningnet_epochs": pruningnet_epochs,
-            "epochs": epochs, "from_scratch": from_scratch, "train_batch": train_batch, "lr": lr, "population": population,
+            "epochs": epochs, "from_scratch": from_scratch, "train_batch": train_batch, "population": population,
             "generations": generations, "seeds": seeds,
         }  # fmt: skip
         rows: list[dict[str, Any]] = []
         for name in network or NETWORKS:
             experiment = Experiment.of(name, device, dataset, lut, runs)
+            training = recipe_for(experiment.network, epochs, train_batch, lr=lr)
             for percent in budget or [75, 50, 25]:
                 limit = experiment.unpruned_ms() * percent / 100
                 within = FeasibleSet(experiment.network, latency_ms=limit, predictor=experiment.predictor)
-                pruningnet, _ = experiment.pruningnet(SUPERNETS[recipe], Recipe(pruningnet_epochs, train_batch, lr), within)
+                pruningnet, _ = experiment.pruningnet(SUPERNETS[recipe], replace(training, epochs=pruningnet_epochs), within)
                 evaluate = StructureEvaluator(pruningnet, dataset)
-                label = f"{percent}pc-{recipe}-{pruningnet_epochs}e-lr{lr:g}"
+                label = f"{percent}pc-{recipe}-{pruningnet_epochs}e-lr{training.lr:g}"
                 start, evolution = None if from_scratch else (pruningnet, label), Evolution(population, generations)
                 for row in _chosen(experiment, evaluate, evolution, percent, f"{label}-{population}x{generations}"):
-                    row["test_accuracy"] = [
-                        experiment.trained(np.array(row["widths"]), Recipe(epochs, train_batch, lr), seed, start)
-                        for seed in range(seeds)
-                    ]
+                    accuracy = [experiment.trained(np.array(row["widths"]), training, seed, start) for seed in range(seeds)]
+                    row |= {"lr": training.lr, "test_accuracy": accuracy}
                     rows.append(row)
                     print(_line(row), flush=True)
                     content = {"settings": settings, "rows": rows, "device": experiment.device.fingerprint()}

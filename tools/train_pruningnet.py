@@ -10,7 +10,7 @@ import typer
 
 from latency.errors import reported_by_command
 from search import options
-from search.config import RunConfig, check_recipe
+from search.config import RunConfig, check_optimizer, check_recipe
 
 if TYPE_CHECKING:
     from search.context import Context
@@ -39,7 +39,8 @@ def main(
     ] = None,
     epochs: Annotated[int, Option(min=1)] = DEFAULTS.pruningnet_epochs,
     train_batch: options.TrainBatch = DEFAULTS.train_batch,
-    lr: options.LearningRate = DEFAULTS.lr,
+    optimizer: options.Optimizer = None,
+    lr: options.LearningRate = None,
     seed: Annotated[int, Option(min=0)] = DEFAULTS.seed,
     lut: options.Lut = Path("lut_data"),
     out: Annotated[Path, Option(help="Folder of PruningNets; searches under runs/ look here.")] = Path("runs/pruningnets"),
@@ -53,7 +54,7 @@ def main(
         config = RunConfig(
             latency, macs, params, network, data, image_size, device, threads, precision, batch, align, weights,
             recipe=recipe or ("focused" if focused else "paper"), pareto=pareto, pruningnet_epochs=epochs,
-            train_batch=train_batch, lr=lr, seed=seed,
+            train_batch=train_batch, optimizer=optimizer, lr=lr, seed=seed,
         )  # fmt: skip
         _check(config, focused)
         from pruning.evaluate import StructureEvaluator
@@ -80,6 +81,7 @@ def _check(config: RunConfig, focused: bool) -> None:
     from search.budget import BudgetError, check_shared
 
     check_recipe(config.recipe)
+    check_optimizer(config.optimizer)
     budgets = config.budgets()
     if focused and not budgets:
         raise BudgetError("--recipe focused given without a budget; expected the search's --latency, --macs or --params.")

@@ -17,8 +17,9 @@ from PIL import Image
 
 from pruning import decoded
 from pruning.data import find_data, load_data
-from pruning.fit import Recipe, _batch
+from pruning.fit import _batch
 from pruning.images import DataError
+from pruning.recipe import Recipe
 from pruning.workers import Workers
 
 

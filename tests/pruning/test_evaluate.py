@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pruning.evaluate import StructureEvaluator, accuracy, balanced, recalibrate_bn, recalibrated_score
-from pruning.fit import Recipe
+from pruning.recipe import Recipe
 from pruning.train import SUPERNETS, new_pruningnet, train_pruningnet
 
 

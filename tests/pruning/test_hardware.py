@@ -13,9 +13,9 @@ from latency.coverage import quick_plan
 from pruning.bank import CAPACITY, Bank
 from pruning.data import Dataset, load_data
 from pruning.evaluate import StructureEvaluator, accuracy
-from pruning.fit import Recipe
 from pruning.hardware import compute_device, mixed_precision
 from pruning.networks import load
+from pruning.recipe import Recipe
 from pruning.replay import WARM_UP
 from pruning.train import (
     SUPERNETS,

@@ -8,9 +8,9 @@ from torch import nn
 import latency
 from pruning.evaluate import recalibrate_bn
 from pruning.extract import extract, in_own_class
-from pruning.fit import Recipe
 from pruning.networks import load
 from pruning.normalise import folded, gains_bn, normalised, trained_weights
+from pruning.recipe import Recipe
 from pruning.train import SUPERNETS, new_pruningnet, train_pruningnet
 
 WITHOUT_BN = ["tinynet:plain", "squeezenet1_1"]

@@ -11,8 +11,8 @@ from torch import nn
 from pruning import replay
 from pruning.bank import Bank
 from pruning.evaluate import StructureEvaluator
-from pruning.fit import Recipe
 from pruning.hardware import compute_device
+from pruning.recipe import Recipe
 from pruning.replay import WARM_UP, Replayed
 from pruning.train import SUPERNETS, new_pruningnet, new_structure, random_widths, train_pruningnet, train_structure
 

@@ -12,8 +12,9 @@ from pruning.bank import banks
 from pruning.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
-from pruning.fit import Recipe, TrainingError, fit
+from pruning.fit import TrainingError, fit
 from pruning.networks import load
+from pruning.recipe import OPTIMIZERS, AdamWRecipe, Recipe, recipe_for
 from pruning.train import (
     SUPERNETS,
     Structures,
@@ -33,6 +34,18 @@ def few(digits) -> Dataset:
     return dataclasses.replace(digits, train=digits.train.subset(torch.arange(160)))
 
 
+class Attending(torch.nn.Module):
+    """Attention without any norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (torch.nn.Conv2d(3, 8, 4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).mean(1)
+
+
 def interrupted_at(step: int):
     def progress(done: int, loss: float) -> None:
         if done == step:
@@ -45,16 +58,17 @@ def quietly(done: int, loss: float) -> None:
     pass
 
 
-@pytest.mark.parametrize(("recipe", "stop"), [("paper", 1), ("paper", 4), ("sandwich", 9)])
-def test_a_pruningnet_resumes_bit_for_bit(recipe: str, stop: int, few, tiny_network, tmp_path) -> None:
-    kind = SUPERNETS[recipe]
+@pytest.mark.parametrize(("kind", "stop"), [("paper", 1), ("paper", 4), ("sandwich", 9), ("adamw", 4)])
+def test_a_pruningnet_resumes_bit_for_bit(kind: str, stop: int, few, tiny_network, tmp_path) -> None:
+    recipe = AdamWRecipe(epochs=2, batch=32) if kind == "adamw" else RECIPE
+    kind = SUPERNETS.get(kind, PAPER)
     straight, broken, resumed = (new_pruningnet(tiny_network, kind, 0) for _ in range(3))
-    train_pruningnet(straight, kind, few, RECIPE, seed=3, checkpoint=tmp_path / "a", progress=quietly)
+    train_pruningnet(straight, kind, few, recipe, seed=3, checkpoint=tmp_path / "a", progress=quietly)
     with pytest.raises(KeyboardInterrupt):
-        train_pruningnet(broken, kind, few, RECIPE, seed=3, checkpoint=tmp_path / "b", progress=interrupted_at(stop))
+        train_pruningnet(broken, kind, few, recipe, seed=3, checkpoint=tmp_path / "b", progress=interrupted_at(stop))
     steps: list[int] = []
     train_pruningnet(
-        resumed, kind, few, RECIPE, seed=3, checkpoint=tmp_path / "b", progress=lambda done, loss: steps.append(done)
+        resumed, kind, few, recipe, seed=3, checkpoint=tmp_path / "b", progress=lambda done, loss: steps.append(done)
     )
     assert steps == list(range(stop, 11))
     for name, tensor in straight.state_dict().items():
@@ -168,6 +182,43 @@ def test_the_rate_rises_then_falls_linearly_to_zero() -> None:
     recipe = Recipe(epochs=1, batch=512, lr=0.2, warmup=0.1)
     assert [recipe.rate(p) for p in (0, 0.05, 0.1, 0.55, 1)] == pytest.approx([0, 0.1, 0.2, 0.1, 0])
     assert dataclasses.replace(recipe, batch=128).rate(0.1) == pytest.approx(0.05)
+
+
+def test_adamw_steps_as_it_is_published_and_decays_matrices_alone(few, tmp_path) -> None:
+    """Loshchilov and Hutter 2019, algorithm 2, on gradients that stay what they are."""
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    torch.nn.init.uniform_(module[1].weight)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+    def backward(images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, -0.3)
+        return torch.zeros(())
+
+    recipe = AdamWRecipe(epochs=5, batch=32, lr=0.04, weight_decay=0.5)
+    fit(module, backward, few, recipe, seed=0, checkpoint=tmp_path / "c", identity={}, progress=quietly)
+    steps = recipe.epochs * (len(few.train) // 32)
+    for name, parameter in module.named_parameters():
+        expected = before[name]
+        for step in range(steps):
+            rate = recipe.rate((step + 0.5) / steps)
+            expected = expected * (1 - rate * 0.5 * (name == "0.weight")) + rate * 0.3 / (0.3 + 1e-8)
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_adamws_rate_grows_with_the_root_of_the_batch() -> None:
+    assert AdamWRecipe(epochs=1, batch=128, lr=0.2, warmup=0.1).rate(0.55) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("tinynet:tiny", Recipe), ("tinynet:hourglass", Recipe), ("tinynet:classed", AdamWRecipe), ("attending", AdamWRecipe)],
+)
+def test_transformers_are_trained_by_adamw_unless_asked_otherwise(name: str, kind: type[Recipe]) -> None:
+    network = latency.trace(Attending() if name == "attending" else load(name, 10), (1, 3, 32, 32))
+    assert type(recipe_for(network, epochs=3)) is kind
+    other = {Recipe: "adamw", AdamWRecipe: "sgd"}[kind]
+    assert recipe_for(network, 3, 64, other, 0.5) == OPTIMIZERS[other](epochs=3, lr=0.5)
 
 
 def test_a_linear_layer_of_a_thousand_inputs_takes_smaller_steps_and_nothing_else_does(few, tmp_path) -> None:

@@ -16,7 +16,8 @@ import json, sys, time, torch
 import latency
 from pathlib import Path
 from pruning.data import load_data
-from pruning.fit import Recipe, fit
+from pruning.fit import fit
+from pruning.recipe import Recipe
 from pruning.networks import load
 from pruning.train import SUPERNETS, new_pruningnet, train_pruningnet
 from pruning.workers import Workers

@@ -1,11 +1,13 @@
 """What a run's configuration promises."""
 
+from pruning.recipe import OPTIMIZERS as KINDS
 from pruning.train import SUPERNETS
-from search.config import RECIPES, RunConfig
+from search.config import OPTIMIZERS, RECIPES, RunConfig
 
 
-def test_the_recipes_on_the_command_line_are_those_there_are() -> None:
+def test_what_the_command_line_offers_is_what_there_is() -> None:
     assert set(RECIPES) == set(SUPERNETS)
+    assert set(OPTIMIZERS) == set(KINDS)
     assert RunConfig().recipe in RECIPES
 
 
