@@ -235,7 +235,7 @@ def test_a_budget_that_does_not_bind_is_said_and_searched_all_the_same(workplace
 
 def test_budgets_in_macs_and_parameters_and_a_network_without_bn(workplace) -> None:
     options = [{"tinynet:wide": "tinynet:plain"}.get(option, option) for option in TINY]
-    options += [*ONE_EPOCH, "--pruningnet-epochs", "1"]
+    options += [*ONE_EPOCH, "--pruningnet-epochs", "1", "--optimizer", "adamw"]
     done = command(["-m", "search.run", "--macs", "60%", "--params", "45K", *options, "--out", "runs/macs"], workplace)
     winner = json.loads((workplace / "runs" / "macs" / "result.json").read_text())["networks"][2]
     assert winner["params"] <= 45_000
@@ -261,6 +261,7 @@ def test_budgets_in_macs_and_parameters_and_a_network_without_bn(workplace) -> N
         (["--latency", "60%", "--device", "trt"], "device 'trt'"),
         (["--latency", "60%", "--data", "mnist9"], "is unknown"),
         (["--latency", "60%", "--recipe", "grandmas"], "expected one of focused, paper, light, sandwich"),
+        (["--latency", "60%", "--optimizer", "lion"], "expected sgd or adamw"),
         (["--latency", "60%", "--weights", "nowhere.pth"], "neither a file nor torchvision's"),
         (["--latency", "15ms", "--storage", "nonsense"], "database 'nonsense' cannot be used"),
         (["--latency", "60%", "--storage", "sqlite:///shared.db"], "expected --latency in milliseconds"),

@@ -22,7 +22,7 @@ def test_validation_without_a_table_says_how_to_build_one(workplace) -> None:
 
 
 def test_build_lut_measures_resumes_and_validates(workplace) -> None:
-    options = ["--network", "tinynet:wide", "--input-size", "24"]
+    options = ["--network", "tinynet:wide", "--input-size", "32"]
     first = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
     assert re.search(r"tinynet:wide: \d\d structures measured", first.stdout)
     again = command([str(ROOT / "tools/build_lut.py"), *options, "--out", "tables"], workplace)
@@ -82,7 +82,7 @@ def test_networks_are_listed_with_what_stands_in_their_way(workplace) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its core here")
 def test_what_a_busy_neighbour_does_to_a_table_is_told(workplace) -> None:
-    options = ["--network", "tinynet:wide", "--input-size", "24", "--structures", "20"]
+    options = ["--network", "tinynet:wide", "--input-size", "32", "--structures", "20"]
     done = command([str(ROOT / "tools/check_noise.py"), *options], workplace)
     stable = re.search(r"beside a busy neighbour: (\d+)% of 20 structures stable", done.stdout)
     assert stable
@@ -106,7 +106,7 @@ def test_what_a_busy_neighbour_does_to_a_table_is_told(workplace) -> None:
     ],
 )
 def test_build_lut_refuses_clearly(arguments: list[str], said: str, workplace) -> None:
-    small = ["--network", "tinynet:wide", "--input-size", "24"] if "--network" not in arguments else []
+    small = ["--network", "tinynet:wide", "--input-size", "32"] if "--network" not in arguments else []
     done = command([str(ROOT / "tools/build_lut.py"), *small, *arguments], workplace, code=2)
     assert re.search(said, done.stderr), done.stderr
 
@@ -115,6 +115,7 @@ def test_build_lut_refuses_clearly(arguments: list[str], said: str, workplace) -
 def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
     """The ranking and the comparison with uniform, random and MACs, on digits; a second call trains nothing."""
     common = ["--data", "digits", "--network", "tinynet:wide", "--images", "320", "--epochs", "1", "--train-batch", "32"]
+    common += ["--lut", "tables"]  # measured above
     ranking = [
         str(ROOT / "tools/check_ranking.py"), *common, "--structures", "4", "--seeds", "2", "--random-epochs", "1",
         "--sandwich-epochs", "1",
@@ -140,10 +141,10 @@ def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
 
 @pytest.mark.slow
 def test_a_device_shows_all_its_evidence_and_is_not_measured_twice(workplace) -> None:
-    options = ["--device", "ort", "--network", "tinynet:wide", "--batch", "1", "--input-size", "24", "--samples", "8"]
+    options = ["--device", "ort", "--network", "tinynet:wide", "--batch", "1", "--input-size", "32", "--samples", "8"]
     check = [str(ROOT / "tools/check_device.py"), *options, "--lut", "tables", "--out", "evidence"]  # measured above
     first, second = command(check, workplace), command(check, workplace)
-    assert "| tinynet:wide, batch 1, 24x24, fp32 |" in first.stdout
+    assert "| tinynet:wide, batch 1, 32x32, fp32 |" in first.stdout
     assert first.stdout == second.stdout
     (file,) = (workplace / "evidence").glob("ort-fp32-*.json")
     (checked,) = json.loads(file.read_text())["networks"].values()
@@ -153,7 +154,7 @@ def test_a_device_shows_all_its_evidence_and_is_not_measured_twice(workplace) ->
 
 
 def test_onnx_files_are_measured_without_torch(workplace) -> None:
-    network = latency.trace(tinynet.wide(), (1, 3, 24, 24), align=8)
+    network = latency.trace(tinynet.wide(), (1, 3, 32, 32), align=8)
     for name, scale in (("large", 1.0), ("small", 0.3)):
         (workplace / f"{name}.onnx").write_bytes(network.onnx(network.nearest_widths(scale)))
     without = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
@@ -172,7 +173,7 @@ def test_onnx_files_are_measured_without_torch(workplace) -> None:
     device = latency.open_device("ort")
     table = LatencyTable.open(workplace / "few", device.fingerprint())
     build_table(device, network, quick_plan(network, 24), table)
-    options = ["--network", "tinynet:wide", "--input-size", "24", "--lut", "few", "--json", "measured.json"]
+    options = ["--network", "tinynet:wide", "--input-size", "32", "--lut", "few", "--json", "measured.json"]
     measured_too = command([str(ROOT / "tools/measure_onnx.py"), "large.onnx", *options], workplace)
     assert re.search(r"large\.onnx: \S+ ms.*; predicted \S+ ms \(\S+ … \S+\)\ntinynet:wide: ", measured_too.stdout)
     rows = json.loads((workplace / "measured.json").read_text())
