@@ -18,6 +18,7 @@ from latency.graph.axis import AnyAxis, Axis, concatenated
 from latency.graph.network import Gene, Layer, Network, width_choices
 from latency.tracing.channels import Flows, Variables
 from latency.tracing.derived import lift
+from latency.tracing.folding import unfold
 from latency.tracing.follow import follow
 from latency.tracing.plain import plain
 from latency.tracing.symbolic import graph_of
@@ -58,6 +59,7 @@ def trace(
     name = name or type(module).__name__
     module = plain(module)
     graph_module = graph_of(module, shape, name)
+    unfold(graph_module.graph)
     lift(graph_module)
     walk = Walk(graph_module, name)
     for node in graph_module.graph.nodes:

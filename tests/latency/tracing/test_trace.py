@@ -398,6 +398,8 @@ def test_what_cannot_be_followed_keeps_its_channels(tail, named: str) -> None:
         lambda m, x: m.linear(x.mean(3, keepdim=True).squeeze(3).transpose(1, 2)),
         lambda m, x: m.linear(x.transpose(3, 1)[:, None, 2:, ..., 1:3, :]),
         lambda m, x: m.second(x.unsqueeze(1).unsqueeze(-1).squeeze(1).squeeze(-1)),
+        lambda m, x: m.second(x.reshape(x.shape[0] * x.shape[1] * 4, 4, 4, 4).transpose(1, 2).contiguous().view(*x.shape)),
+        lambda m, x: m.second(x.view(-1, 16, 16).permute(0, 2, 1).reshape(x.size(0), x.size(1), 16, 16)),
     ],
 )
 def test_views_that_leave_channels_whole_are_followed(tail) -> None:
@@ -410,6 +412,7 @@ def test_views_that_leave_channels_whole_are_followed(tail) -> None:
         structure = extract(net, np.array(widths), net.module.state_dict())
         scores = onnxruntime.InferenceSession(net.onnx(widths)).run(None, {"images": images.numpy()})[0]
         np.testing.assert_allclose(structure(images).detach(), scores, atol=1e-5)
+        torch.testing.assert_close(structure(torch.cat([images, images]))[1:], structure(images))
         kernels = [one.kernel for one in find_kernels(onnx.load_from_string(net.onnx(widths)))]
         assert max(kernel.cin for kernel in kernels) <= max(3, *widths, 8 if widths == net.max_widths else 0)
 
