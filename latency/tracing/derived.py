@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from latency.tracing.symbolic import shape_of
+from latency.tracing.nodes import shape_of
 
 Tensors = Mapping[str, Tensor]
 

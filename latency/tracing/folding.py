@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from latency.graph import operations
-from latency.tracing.symbolic import argument, listed, of_batch, shape_of
+from latency.tracing.nodes import argument, listed, of_batch, shape_of
 from latency.tracing.walk import rewrite
 
 SHAPED = frozenset({torch.reshape, "reshape", "view"})

@@ -11,9 +11,9 @@ from latency.errors import TraceError
 from latency.graph import operations
 from latency.tracing.channels import Channels, Flows
 from latency.tracing.joins import extreme
+from latency.tracing.nodes import number, shape_of, state_sizes
 from latency.tracing.parts import picks, split, unbind
 from latency.tracing.rules import rule_of
-from latency.tracing.symbolic import number, shape_of, state_sizes
 from latency.tracing.walk import Unfollowed, Walk, lies_along_one_axis, repeats_for_images
 
 COMBINING = operations.JOINING_FUNCTIONS | operations.CONCATENATING_FUNCTIONS | {F.rms_norm}

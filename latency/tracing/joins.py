@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from latency.tracing.channels import Channels, Flows
 from latency.tracing.moves import reduced
-from latency.tracing.symbolic import argument, counts, listed, number, of_batch, shape_of, state_sizes
+from latency.tracing.nodes import argument, counts, listed, number, of_batch, shape_of, state_sizes
 from latency.tracing.walk import Unfollowed, Walk, repeats_for_images, rewrite
 
 

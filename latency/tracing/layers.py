@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from latency.tracing.channels import Channels, Flows, repeated
-from latency.tracing.symbolic import argument, number, shape_of
+from latency.tracing.nodes import argument, number, shape_of
 from latency.tracing.walk import Unfollowed, Walk
 
 

@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from latency.graph import operations
 from latency.tracing.channels import Channels
+from latency.tracing.nodes import argument, listed, number, shape_of
 from latency.tracing.parts import stretch
-from latency.tracing.symbolic import argument, listed, number, shape_of
 from latency.tracing.walk import Unfollowed, Walk
 
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 from latency.graph.shapes import product_axis
 from latency.tracing.channels import Channels
 from latency.tracing.joins import state_channel_counts
-from latency.tracing.symbolic import argument, shape_of
+from latency.tracing.nodes import argument, shape_of
 from latency.tracing.walk import Unfollowed, Walk
 
 

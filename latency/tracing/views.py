@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from latency.graph.shapes import Reshaped, reshaped
 from latency.tracing.channels import Channels, repeated
+from latency.tracing.nodes import argument, listed, shape_of, state_sizes
 from latency.tracing.parts import MOST_PARTS, equal_share
-from latency.tracing.symbolic import argument, listed, shape_of, state_sizes
 from latency.tracing.walk import Unfollowed, Walk, rewrite
 
 

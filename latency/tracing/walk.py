@@ -16,7 +16,7 @@ from torch import fx
 
 from latency.graph import operations
 from latency.tracing.channels import Channels, Flows, Variables
-from latency.tracing.symbolic import shape_of
+from latency.tracing.nodes import shape_of
 
 
 class Unfollowed(Exception):
