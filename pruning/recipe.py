@@ -57,7 +57,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class AdamWRecipe(Recipe):
-    """The same with AdamW (Loshchilov and Hutter, ICLR 2019), `momentum` being that of the gradient.
+    """The same with AdamW (Loshchilov and Hutter, ICLR 2019), `momentum` being that of the gradient, `square_momentum` that of its
+    square.
 
     `lr` is scaled with the square root of the batch (Malladi et al., NeurIPS 2022). What has one number
     a channel (norms, biases) does not decay.
@@ -65,6 +66,7 @@ class AdamWRecipe(Recipe):
 
     lr: float = 6e-3
     weight_decay: float = 0.05
+    square_momentum: float = 0.999
 
     @property
     def peak(self) -> float:
@@ -77,7 +79,7 @@ class AdamWRecipe(Recipe):
         groups = [
             {"params": alike, "share": 1.0, "weight_decay": self.weight_decay * decays} for decays, alike in parameters.items()
         ]
-        return torch.optim.AdamW(groups, lr=0.0, betas=(self.momentum, 0.999), fused=True)
+        return torch.optim.AdamW(groups, lr=0.0, betas=(self.momentum, self.square_momentum), fused=True)
 
     def of_banks(self, progress: float) -> tuple[float, float, float]:
         return Recipe(self.epochs, self.batch).of_banks(progress)

@@ -23,7 +23,7 @@ from pruning.normalise import gains_bn, trained_weights
 from pruning.pretrained import digest, load_weights
 from pruning.pruningnet import PruningNet
 from pruning.recipe import Recipe, recipe_for
-from pruning.train import SUPERNETS, new_pruningnet, pruningnet_path, train_pruningnet
+from pruning.train import new_pruningnet, pruningnet_path, supernet_for, train_pruningnet
 from search.budget import show_amount
 from search.config import RunConfig
 from search.feasible import FeasibleSet
@@ -105,7 +105,8 @@ class Context:
         """The PruningNet for searches in `feasible` (None: of all structures), trained, or trained on from its checkpoint,
         which is kept in `folder`."""
         config, network, data, seed = self.config, self.network, self.data, self.config.seed
-        recipe, supernet = self.training(config.pruningnet_epochs), SUPERNETS[config.recipe]
+        recipe = self.training(config.pruningnet_epochs)
+        supernet = supernet_for(config.recipe, recipe)
         pruningnet = new_pruningnet(network, supernet, seed, self.weights).to(compute_device())
         structures = trained_on(supernet, feasible, self.device, front=config.pareto) if feasible else None
         path = pruningnet_path(folder, network, supernet, data, recipe, seed, self.weights_digest, structures)

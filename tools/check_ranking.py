@@ -51,7 +51,7 @@ def main(
         from pruning.generators import GENERATORS
         from pruning.hardware import compute_device
         from pruning.recipe import recipe_for
-        from pruning.train import SUPERNETS, Supernet
+        from pruning.train import Supernet, supernet_for
         from search.budget import parse_budget
         from search.experiment import Experiment
         from search.feasible import FeasibleSet
@@ -72,7 +72,7 @@ def main(
             {"kind": f"training from scratch, seed {seed}", "rank_by": scratch[:, seed].tolist()} for seed in range(1, seeds)
         ]
         supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
-        for supernet in (SUPERNETS["focused"], *supernets):
+        for supernet in (supernet_for("focused", recipe), *supernets):
             length = replace(recipe, epochs=sandwich_epochs if supernet.sandwich else random_epochs)
             kinds.append(_ranked(experiment, drawn, feasible, supernet, length))
         for row in kinds:
@@ -91,7 +91,6 @@ def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, ki
     import numpy as np
 
     from pruning.evaluate import StructureEvaluator, recalibrated_score
-    from pruning.train import SUPERNETS
 
     pruningnet, seconds = experiment.pruningnet(kind, recipe, feasible)
     evaluate = StructureEvaluator(pruningnet, experiment.data)
@@ -104,7 +103,7 @@ def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, ki
         "accuracy": [score.accuracy for score in scores],
         "images_per_candidate": evaluate.images,
     }
-    if kind == SUPERNETS["focused"]:  # the long protocol, of the default alone
+    if kind.focused:  # the long protocol, of the default alone
         data, images = experiment.data, len(experiment.data.train)
         row |= {"images_thoroughly": images + len(data.subval)}
         thorough = [recalibrated_score(pruningnet, widths, data, images) for widths in drawn]
