@@ -57,11 +57,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class AdamWRecipe(Recipe):
-    """The same with AdamW (Loshchilov and Hutter, ICLR 2019), `momentum` being that of the gradient, `square_momentum` that of its
-    square.
+    """The same with AdamW (Loshchilov and Hutter, ICLR 2019): `momentum` is the gradient's, `square_momentum` its square's.
 
-    `lr` is scaled with the square root of the batch (Malladi et al., NeurIPS 2022). What has one number
-    a channel (norms, biases) does not decay.
+    `lr` is scaled with the square root of the batch (Malladi et al., NeurIPS 2022). What has one number a channel (norms,
+    biases) does not decay.
     """
 
     lr: float = 6e-3
