@@ -23,6 +23,8 @@ from latency.graph import operations
 from latency.tracing.einsum import write_out
 from latency.tracing.nodes import of_batch
 
+DRAWING = (torch.rand, torch.randn)
+
 
 def graph_of(module: nn.Module, shape: tuple[int, ...], name: str) -> fx.GraphModule:
     """`module` as a graph, after a run on an image batch of this shape [N, C, H, W]: every node knows its own, or which whole
@@ -175,16 +177,19 @@ class _SymbolicTracer(fx.Tracer):
 
     def make(self, maker: Any, *args: Any, **kwargs: Any) -> Any:
         """What a function of torch, or a tensor's method of that name, makes, of sizes that may be symbols: torch asks tensors
-        alone whether they are. It is a constant, which may be filled in, unless how many images there are tells a size."""
+        alone whether they are. It is a constant, which may be filled in, unless it is drawn, or the number of images tells a
+        size."""
         symbols = [one for one in tree_leaves((args[isinstance(maker, str) :], kwargs)) if isinstance(one, fx.Proxy)]
-        if not all(map(self._stays, symbols)):
+        if symbols and (maker in DRAWING or not all(map(self._stays, symbols))):
             return self.create_proxy("call_method" if isinstance(maker, str) else "call_function", maker, args, kwargs)
         args, kwargs = tree_map_only(fx.Proxy, self._alike, (args, kwargs))
         return getattr(args[0], maker)(*args[1:], **kwargs) if isinstance(maker, str) else maker(*args, **kwargs)
 
     def _stays(self, proxy: fx.Proxy) -> bool:
-        """Whether it is something else than a tensor or a list, whatever the number of images."""
-        return not isinstance(self.known(proxy), Tensor | list | tuple) and not of_batch(proxy.node)
+        """Whether it is known, and something else than a tensor or a list, whatever the number of images."""
+        with suppress(TraceError):
+            return not isinstance(self.known(proxy), Tensor | list | tuple) and not of_batch(proxy.node)
+        return False
 
     def _alike(self, proxy: fx.Proxy) -> Any:
         """What it is; of a tensor, one of its type, on its device."""

@@ -523,6 +523,12 @@ def test_functions_that_are_hidden_from_tracing_are_looked_into(rng, random_widt
     torch.testing.assert_close(extract(net, net.max_widths, net.module.state_dict())(images), module(images))
 
 
+def test_what_is_drawn_is_drawn_anew_each_time() -> None:
+    net = latency.trace(Branches(lambda m, x: m.second(x + torch.rand(x.shape[-1]))).eval(), (1, 3, 16, 16), align=1)
+    images = torch.randn(1, 3, 16, 16)
+    assert not torch.equal(net.module(images), net.module(images))
+
+
 def test_one_that_cannot_be_followed_stays_one_operation() -> None:
     module = Branches(lambda m, x: m.second(opaque(x))).eval()
     net = latency.trace(module, (1, 3, 16, 16), align=1)
