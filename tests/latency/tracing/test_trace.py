@@ -507,7 +507,7 @@ def masked(x: torch.Tensor, module: nn.Module) -> torch.Tensor:
 
 @fx.wrap
 def opaque(x: torch.Tensor) -> torch.Tensor:
-    x = x.mul_(2)
+    x.mul_(2)
     return x if x.sum() > 0 else -x
 
 
