@@ -105,7 +105,8 @@ def finish(
         return result
     raise BudgetError(
         f"no structure of {network.name} meets {show_amount(limit_ms, 'latency')} on this device: the smallest measured "
-        f"{show_amount(result.winner_ms, 'latency')}, predicted was {show_amount(result.predicted_ms[1], 'latency')}."
+        f"{show_amount(result.winner_ms, 'latency')}, predicted was {show_amount(result.predicted_ms[1], 'latency')}. "
+        "Allow it more; or, if the machine was busy, run the same command with --resume, which measures again."
     )
 
 
