@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from latency.graph import operations
 from latency.graph.network import Network
 
 LABEL_SMOOTHING = 0.1
@@ -88,17 +87,16 @@ OPTIMIZERS = {"sgd": Recipe, "adamw": AdamWRecipe}
 
 
 def recipe_for(network: Network, epochs: int, batch: int = 64, optimizer: str | None = None, lr: float | None = None) -> Recipe:
-    """How to train `network`, with an optimiser of OPTIMIZERS, by default AdamW where it has attention or LayerNorm."""
+    """How to train `network`, with an optimiser of OPTIMIZERS, by default AdamW where it has more LayerNorm than BN."""
     recipe = OPTIMIZERS[optimizer or ("adamw" if _is_transformer(network) else "sgd")]
     return recipe(epochs, batch) if lr is None else recipe(epochs, batch, lr)
 
 
 def _is_transformer(network: Network) -> bool:
-    """Whether it has attention, or LayerNorm as ConvNeXt has."""
-    attends = operations.MULTIPLYING_FUNCTIONS | operations.ATTENDING_FUNCTIONS
-    return any(isinstance(module, nn.LayerNorm) for module in network.module.modules()) or any(
-        node.target in attends for node in network.module.graph.nodes
-    )
+    """Whether it has LayerNorm where a CNN has BN: as ConvNeXt has, too, and MobileViT for the lesser part."""
+    modules = list(network.module.modules())
+    batch_norms = sum(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in modules)
+    return sum(isinstance(module, nn.LayerNorm) for module in modules) > batch_norms
 
 
 def _by_inputs(module: nn.Module) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,7 @@ FromScratch = Annotated[
     bool,
     Option("--from-scratch", help="Train final networks from scratch, as the paper does, not on from PruningNet's weights."),
 ]
-Optimizer = Annotated[str | None, Option(help="sgd or adamw (default: adamw for networks with attention or LayerNorm).")]
+Optimizer = Annotated[str | None, Option(help="sgd or adamw (default: adamw for networks with LayerNorm rather than BN).")]
 LearningRate = Annotated[
     float | None,
     Option("--lr", min=1e-6, help="Peak learning rate for a step of 512 images (default: sgd 0.75, paper 0.25; adamw 0.006)."),

@@ -36,18 +36,6 @@ def few(digits) -> Dataset:
     return dataclasses.replace(digits, train=digits.train.subset(torch.arange(160)))
 
 
-class Attending(torch.nn.Module):
-    """Attention without any norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key, self.value = (torch.nn.Conv2d(3, 8, 4, 4) for _ in range(3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (layer(x).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v).mean(1)
-
-
 def interrupted_at(step: int):
     def progress(done: int, loss: float) -> None:
         if done == step:
@@ -214,10 +202,15 @@ def test_adamws_rate_grows_with_the_root_of_the_batch() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("tinynet:tiny", Recipe), ("tinynet:hourglass", Recipe), ("tinynet:classed", AdamWRecipe), ("attending", AdamWRecipe)],
+    [
+        ("tinynet:tiny", Recipe),
+        ("tinynet:plain", Recipe),
+        ("tinynet:classed", AdamWRecipe),
+        ("tinynet:tiny_convnext", AdamWRecipe),
+    ],
 )
-def test_transformers_are_trained_by_adamw_unless_asked_otherwise(name: str, kind: type[Recipe]) -> None:
-    network = latency.trace(Attending() if name == "attending" else load(name, 10), (1, 3, 32, 32))
+def test_what_has_layernorm_rather_than_bn_is_trained_by_adamw_unless_asked_otherwise(name: str, kind: type[Recipe]) -> None:
+    network = latency.trace(load(name, 10), (1, 3, 32, 32))
     assert type(recipe_for(network, epochs=3)) is kind
     other = {Recipe: "adamw", AdamWRecipe: "sgd"}[kind]
     assert recipe_for(network, 3, 64, other, 0.5) == OPTIMIZERS[other](epochs=3, lr=0.5)
