@@ -85,12 +85,13 @@ def fit(
         for step in range(first, steps):
             loss = backward(images, labels, step)
             workers.average_gradients(module)
-            share = (step + 0.5) / steps
+            middle = (step + 0.5) / steps
+            rate = recipe.rate(middle)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(share) * group["share"]
+                group["lr"] = rate * group["share"]
             optimizer.step()
             for bank in late:
-                bank.step(*recipe.of_banks(share))
+                bank.step(*recipe.of_banks(middle))
             optimizer.zero_grad(set_to_none=False)
             done = step + 1
             images, labels = _batch(data, recipe, seed, min(done, steps - 1), workers)

@@ -55,11 +55,11 @@ SOFTMAX_FUNCTIONS: frozenset[Any] = frozenset(
 )
 TURNING_FUNCTIONS: frozenset[Any] = frozenset({torch.flip, torch.roll, "flip", "roll"})
 EXTREME_FUNCTIONS: frozenset[Any] = frozenset({torch.max, torch.min, "max", "min"})
-RESHAPING_FUNCTIONS: frozenset[Any] = frozenset(
-    {torch.flatten, torch.unflatten, torch.reshape, "flatten", "unflatten", "view", "reshape", "view_as", "reshape_as"}
-)
+SHAPING_FUNCTIONS: frozenset[Any] = frozenset({torch.reshape, "view", "reshape"})
+RESHAPING_FUNCTIONS: frozenset[Any] = SHAPING_FUNCTIONS | {
+    torch.flatten, torch.unflatten, "flatten", "unflatten", "view_as", "reshape_as",
+}  # fmt: skip
 MULTIPLYING_FUNCTIONS: frozenset[Any] = frozenset({operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"})
-ATTENDING_FUNCTIONS: frozenset[Any] = frozenset({F.scaled_dot_product_attention})
 CONCATENATING_FUNCTIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 CHUNKING_FUNCTIONS: frozenset[Any] = frozenset({torch.chunk, torch.tensor_split, "chunk", "tensor_split"})
 SPLITTING_FUNCTIONS: frozenset[Any] = frozenset({torch.split, "split"})

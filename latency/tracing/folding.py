@@ -8,10 +8,10 @@ import torch
 from torch import fx
 
 from latency.graph import operations
-from latency.tracing.nodes import argument, listed, of_batch, shape_of
+from latency.tracing.moves import order
+from latency.tracing.nodes import listed, of_batch, shape_of
 from latency.tracing.walk import rewrite
 
-SHAPED = frozenset({torch.reshape, "reshape", "view"})
 TURNS = operations.TRANSPOSING_FUNCTIONS | operations.PERMUTING_FUNCTIONS | {"contiguous"}
 
 
@@ -23,17 +23,17 @@ def unfold(graph: fx.Graph) -> None:
         images, channels, *_ = shape_of(node.all_input_nodes[0])
         after, sizes = shape_of(node), listed(node, "shape")
         with graph.inserting_before(node):
-            batch = graph.call_method("size", (node.args[0], 0))
+            batch = graph.call_method("size", (node.all_input_nodes[0], 0))
         batch.meta["number"] = images
         apart = (channels, after[0] // (images * channels))
         orders = [[0, 1, 2, *(axis + 2 for axis in _order(one)[1:])] for one in between]
         rewrite(node, torch.reshape, (batch, *apart, *sizes[1:]))
         _is_of(node, (images, *apart, *after[1:]))
-        for one, order in zip(between, orders, strict=True):
+        for one, axes in zip(between, orders, strict=True):
             before = shape_of(one.all_input_nodes[0])
             if one.target != "contiguous":
-                rewrite(one, torch.permute, order)
-            _is_of(one, [before[axis] for axis in order])
+                rewrite(one, torch.permute, axes)
+            _is_of(one, [before[axis] for axis in axes])
 
 
 def _is_of(node: fx.Node, shape: Sequence[int]) -> None:
@@ -42,7 +42,7 @@ def _is_of(node: fx.Node, shape: Sequence[int]) -> None:
 
 def _folds(node: fx.Node) -> bool:
     """Whether its first axis is made of the images and all channels of each."""
-    if node.target not in SHAPED:
+    if node.target not in operations.SHAPING_FUNCTIONS:
         return False
     before, after, sizes = shape_of(node.all_input_nodes[0]), shape_of(node), listed(node, "shape")
     if len(before) < 3 or len(sizes) != len(after) or before[1] == 1:
@@ -55,7 +55,7 @@ def _between(node: fx.Node) -> list[fx.Node] | None:
     """All nodes until each is reshaped again, which turn other axes than the first; None where anything else is done."""
     found: list[fx.Node] = []
     for user in node.users:
-        if user.target in SHAPED:
+        if user.target in operations.SHAPING_FUNCTIONS:
             continue
         after = _between(user) if user.target in TURNS and _order(user)[0] == 0 else None
         if after is None:
@@ -65,11 +65,4 @@ def _between(node: fx.Node) -> list[fx.Node] | None:
 
 
 def _order(node: fx.Node) -> list[int]:
-    """Which axis of its input each of its axes is."""
-    axes = list(range(len(shape_of(node))))
-    if node.target in operations.PERMUTING_FUNCTIONS:
-        return [axes[axis] for axis in listed(node, "dims")]
-    if node.target in operations.TRANSPOSING_FUNCTIONS:
-        one, other = argument(node, 1, "dim0"), argument(node, 2, "dim1")
-        axes[one], axes[other] = axes[other], axes[one]
-    return axes
+    return list(range(len(shape_of(node)))) if node.target == "contiguous" else order(node)

@@ -75,31 +75,30 @@ def _dims(walk: Walk, node: fx.Node, given: Any) -> set[int]:
 
 def permute(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
     """Channels go where their axis goes."""
-    channels, rank = walk.input(node), len(shape_of(node))
-    return Channels(channels.flows, [dim % rank for dim in listed(node, "dims")].index(channels.axis))
+    channels = walk.input(node)
+    return Channels(channels.flows, order(node).index(channels.axis))
 
 
-def transpose(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """The same, of two axes."""
-    channels, rank = walk.input(node), len(shape_of(node))
-    one, other = (dim % rank for dim in _two(node))
-    return Channels(channels.flows, {one: other, other: one}.get(channels.axis, channels.axis))
+def order(node: fx.Node) -> list[int]:
+    """Which axis of its input each axis is of what permutes them, lets two change places, or moves one, those between making
+    room.
 
-
-def _two(node: fx.Node) -> tuple[Any, ...]:
-    """Both axes that a call is given, by whatever names."""
-    return (*node.args[1:], *node.kwargs.values())
-
-
-def move(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:
-    """The same, of one axis, those between making room."""
-    channels, rank = walk.input(node), len(shape_of(node))
-    if not all(isinstance(dim, int) for dim in _two(node)):
+    Raises:
+        Unfollowed: it moves several.
+    """
+    axes = list(range(len(shape_of(node))))
+    if node.target in operations.PERMUTING_FUNCTIONS:
+        return [axes[dim] for dim in listed(node, "dims")]
+    given: Any = (*node.args[1:], *node.kwargs.values())  # by whatever names
+    if not all(isinstance(dim, int) for dim in given):
         raise Unfollowed("moves several axes")
-    source, destination = (dim % rank for dim in _two(node))
-    order = [axis for axis in range(rank) if axis != source]
-    order.insert(destination, source)
-    return Channels(channels.flows, order.index(channels.axis))
+    one, other = (axes[dim] for dim in given)
+    if node.target in operations.MOVING_FUNCTIONS:
+        axes.remove(one)
+        axes.insert(other, one)
+    else:
+        axes[one], axes[other] = other, one
+    return axes
 
 
 def expand(walk: Walk, node: fx.Node, module: nn.Module | None) -> Channels:

@@ -129,7 +129,7 @@ class _SymbolicTracer(fx.Tracer):
 
     def iter(self, obj: Any) -> Iterator[Any]:
         """One after another; of a tensor that has as many entries as there are images, these may be the images."""
-        value = self.known(obj)
+        value = self._known(obj)
         count = len(self.plain(obj) if isinstance(value, Tensor) and len(value) == self._shape[0] else value)
         return iter([obj[place] for place in range(count)])
 
@@ -139,12 +139,12 @@ class _SymbolicTracer(fx.Tracer):
         Raises:
             ValueError: it gives a tensor.
         """
-        value = self.known(proxy)
+        value = self._known(proxy)
         if isinstance(value, Tensor):
             raise ValueError(f"control flow depends on the data in '{proxy.node.name}'.")
         return value
 
-    def known(self, proxy: fx.Proxy) -> Any:
+    def _known(self, proxy: fx.Proxy) -> Any:
         """The same; of tensors, one without data."""
         wanted = proxy.node  # of an attribute, made when it is asked for
         for node in self.graph.nodes:
@@ -188,12 +188,12 @@ class _SymbolicTracer(fx.Tracer):
     def _stays(self, proxy: fx.Proxy) -> bool:
         """Whether it is known, and something else than a tensor or a list, whatever the number of images."""
         with suppress(TraceError):
-            return not isinstance(self.known(proxy), Tensor | list | tuple) and not of_batch(proxy.node)
+            return not isinstance(self._known(proxy), Tensor | list | tuple) and not of_batch(proxy.node)
         return False
 
     def _alike(self, proxy: fx.Proxy) -> Any:
         """What it is; of a tensor, one of its type, on its device."""
-        value = self.known(proxy)
+        value = self._known(proxy)
         return torch.empty(0, dtype=value.dtype, device=value.device) if isinstance(value, Tensor) else value
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

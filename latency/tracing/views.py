@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from latency.graph import operations
 from latency.graph.shapes import Reshaped, reshaped
 from latency.tracing.channels import Channels, repeated
 from latency.tracing.nodes import argument, listed, shape_of, state_sizes
@@ -89,7 +90,7 @@ def _state_shape(walk: Walk, node: fx.Node, module: nn.Module | None, view: Resh
 def _stated(node: fx.Node) -> list[Any]:
     """The sizes that a reshape is given one by one, as they are for the example but for the batch's; none where it is not."""
     state_sizes(node)
-    sizes = list(listed(node, "shape")) if node.target in (torch.reshape, "view", "reshape") else []
+    sizes = list(listed(node, "shape")) if node.target in operations.SHAPING_FUNCTIONS else []
     return sizes if len(sizes) == len(shape_of(node)) else []
 
 

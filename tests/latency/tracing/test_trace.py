@@ -400,6 +400,7 @@ def test_what_cannot_be_followed_keeps_its_channels(tail, named: str) -> None:
         lambda m, x: m.second(x.unsqueeze(1).unsqueeze(-1).squeeze(1).squeeze(-1)),
         lambda m, x: m.second(x.reshape(x.shape[0] * x.shape[1] * 4, 4, 4, 4).transpose(1, 2).contiguous().view(*x.shape)),
         lambda m, x: m.second(x.view(-1, 16, 16).permute(0, 2, 1).reshape(x.size(0), x.size(1), 16, 16)),
+        lambda m, x: m.second(x.view(-1, 16, 16).swapaxes(axis0=1, axis1=-1).reshape(x.size(0), x.size(1), 16, 16)),
     ],
 )
 def test_views_that_leave_channels_whole_are_followed(tail) -> None:
