@@ -62,13 +62,13 @@ CORE_MS = 0.06
 class Wandering(LawfulDevice):
     """Every model finds the core up to a fifth slower than it can be; `seen` tells whether the fixed computation shows it."""
 
-    def __init__(self, *, seen: bool) -> None:
+    def __init__(self, *, seen: bool = True, core_ms: float = CORE_MS) -> None:
         super().__init__()
-        self.seen, self.rng = seen, np.random.default_rng(0)
+        self.seen, self.core_ms, self.rng = seen, core_ms, np.random.default_rng(0)
 
     def load(self, model: bytes) -> LawfulModel:
         loaded = super().load(model)
         slower = self.rng.uniform(1.0, 1.2)
-        core_ms = CORE_MS * slower if self.seen else math.nan
+        core_ms = self.core_ms * slower if self.seen else math.nan
         loaded.times = lambda runs: Times(np.full(runs, loaded.total * slower), np.full(runs, True), core_ms)
         return loaded

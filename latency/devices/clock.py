@@ -50,12 +50,12 @@ class CpuClock:
     def times(self, runs: int) -> Times:
         """At least so many runs by the wall's clock.
 
-        More are made until one had the core to itself, within `PATIENCE` and `PATIENCE_MS`; after a pause where another process
-        took the core: who has slept is left alone for a while.
+        More are made until one had the core to itself, within `PATIENCE` and `PATIENCE_MS`, each on another core where there
+        is one; after a pause where another process took the core: who has slept is left alone for a while.
         """
         times: list[float] = []
         alone: list[bool] = []
-        self._core.undisturbed()
+        self._core.settle()
         core_ms = self._core.last_ms
         while len(times) < runs or (not any(alone) and len(times) < PATIENCE * runs and sum(times) < PATIENCE_MS):
             preempted = preemptions()
@@ -66,6 +66,8 @@ class CpuClock:
             core_ms = min(core_ms, self._core.last_ms)
             if taken:
                 time.sleep(min(sum(stretch), PATIENCE_MS) / 1000)  # it may have been stopped for hours
+            if not alone[-1]:
+                self._core.settle()
         return Times(np.array(times), np.array(alone), core_ms)
 
     def _stretch(self, runs: int) -> list[float]:

@@ -25,7 +25,7 @@ class LibraryDevice(LocalDevice):
         self.name, self.threads, self.precision, self.runtime = name, threads, precision, runtime
         self.on_gpu = "cuda" in name
         require_precision(precision, ("fp32", "tf32", "fp16") if self.on_gpu else ("fp32",), name)
-        self.core = CoreMonitor()
+        self.core = CoreMonitor(movable=threads == 1)
         if self.on_gpu:
             require_gpu(name)
             self.card = Card.first()

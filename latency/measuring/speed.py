@@ -14,6 +14,10 @@ from typing import Any
 
 import numpy as np
 
+COMPUTATION = "2"
+"""Which fixed computation it is: milliseconds of different ones say nothing of each other. 2026-11-29: "2", products and sums
+(see `devices.core`); before, products alone, not numbered."""
+
 DIFFERS = 0.05
 """Relative difference in the core's speed that is said."""
 

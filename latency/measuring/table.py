@@ -30,7 +30,7 @@ from latency.graph.kernels import KERNEL_FIELDS
 from latency.graph.network import Network
 from latency.measuring.fingerprint import Fingerprint, difference, require_same, slug
 from latency.measuring.measurement import Measurement
-from latency.measuring.speed import at_speed, typical
+from latency.measuring.speed import COMPUTATION, at_speed, typical
 
 SCHEMA_VERSION = 2
 """2026-11-24: version 1, one row a structure; version 2, the same with other kernels (see `kernels` and `protocol`)."""
@@ -38,8 +38,8 @@ SCHEMA_VERSION = 2
 _KERNEL = pa.struct(
     [("type", pa.string()), *[(name, pa.int32()) for name in KERNEL_FIELDS if name != "type"], ("ms", pa.float64())]
 )
-_SPEED = {"core_ms": pa.float64(), "rounds_core_ms": pa.list_(pa.float64())}
-"""NaN for a GPU."""
+_SPEED = {"core_ms": pa.float64(), "rounds_core_ms": pa.list_(pa.float64()), "computation": pa.string()}
+"""NaN for a GPU; of which fixed computation they are, which before 2026-11-29 was not written."""
 _GPU_STATE = {"clock_mhz": pa.float32(), "temperature_c": pa.float32(), "throttled": pa.string()}
 """Empty for devices that are no GPU."""
 _ADDED = _SPEED | _GPU_STATE
@@ -138,13 +138,22 @@ class LatencyTable:
 
     @cached_property
     def core_ms(self) -> float:
-        """Speed of the core that latencies are brought to: what is typical of this table (see `latency.measuring.speed`)."""
-        return typical(self.structures["core_ms"][self.structures["stable"]])
+        """Speed of the core that latencies are brought to: what is typical of this table (see `latency.measuring.speed`); NaN
+        where nothing in it stands beside today's fixed computation."""
+        return self._typical_core_ms(self.structures["computation"] == COMPUTATION)
 
     @cached_property
     def latency_ms(self) -> np.ndarray:
         """float64[S]: of every structure, at the table's speed."""
-        return at_speed(self.structures["latency_ms"], self.structures["core_ms"], self.core_ms)
+        latency_ms, core_ms = self.structures["latency_ms"].to_numpy(), self.structures["core_ms"]
+        computation = self.structures["computation"].fillna("")
+        for one in computation.unique():
+            own = computation == one
+            latency_ms = np.where(own, at_speed(latency_ms, core_ms, self._typical_core_ms(own)), latency_ms)
+        return latency_ms
+
+    def _typical_core_ms(self, rows: pd.Series) -> float:
+        return typical(self.structures["core_ms"][rows & self.structures["stable"]])
 
     def latencies(self, network: Network) -> dict[tuple[int, ...], float]:
         """Widths → milliseconds at the table's speed of every structure of `network`, in the order of measurement."""
@@ -309,6 +318,7 @@ def _record(network: Network, widths: Iterable[int], measured: Measurement) -> d
         "rounds_ms": measured.rounds_ms.tolist(),
         "core_ms": measured.core_ms,
         "rounds_core_ms": measured.rounds_core_ms.tolist(),
+        "computation": COMPUTATION,
         "stable": measured.stable,
         "load": measured.conditions.load,
         "steal": measured.conditions.steal,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latency.devices import clock
+from latency.devices import clock, core
 from latency.devices.clock import CpuClock, GpuClock, mean_of_quiet
-from latency.devices.core import SIZE, CoreMonitor
+from latency.devices.core import MOVES, SIZE, CoreMonitor
 from latency.devices.nvml import GpuMonitor
 
 
@@ -83,9 +83,13 @@ class Core:
     def __init__(self, *script: bool) -> None:
         self.script = list(script)
         self.last_ms = 0.1
+        self.settled = 0
 
     def undisturbed(self) -> bool:
         return self.script.pop(0) if self.script else True
+
+    def settle(self) -> None:
+        self.settled += 1
 
 
 class Runs:
@@ -103,13 +107,15 @@ class Runs:
 
 def test_runs_beside_a_neighbour_are_repeated(monkeypatch) -> None:
     runs = Runs(1.2, monkeypatch)
-    times, quiet, _ = CpuClock(runs, Core(True, False, False, True)).times(2)
+    beside = Core(False, False, True)
+    times, quiet, _ = CpuClock(runs, beside).times(2)
     assert len(times) == runs.count == 3
     assert quiet.tolist() == [False, False, True]
+    assert beside.settled == 3  # at first, and after each of the two that were disturbed
 
 
 def test_the_fastest_look_at_the_core_tells_its_speed(monkeypatch) -> None:
-    looks = iter([0.07, 0.06, 0.08, 0.09])
+    looks = iter([0.06, 0.08, 0.09])
 
     class Wandering(Core):
         def undisturbed(self) -> bool:
@@ -151,52 +157,88 @@ def test_short_runs_share_a_look_at_the_core(monkeypatch) -> None:
 
 
 class Probed(CoreMonitor):
-    """A core whose probes take as long as is scripted."""
+    """On processors whose probes take as many seconds as is scripted, at first on number 0."""
 
-    def __init__(self, *seconds: float) -> None:
-        super().__init__()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float, movable: bool = True) -> None:
+        super().__init__(movable)
         self._shortest = 1.0
-        self.seconds = list(seconds)
+        self.seconds, self.here = list(seconds), 0
+        monkeypatch.setattr(core, "move_on", self._move_on)
+
+    def _move_on(self) -> bool:
+        self.here = (self.here + 1) % len(self.seconds)
+        return len(self.seconds) > 1
 
     def _probe(self) -> float:
-        return self.seconds[0]
+        return self.seconds[self.here]
 
-    def sees(self, seconds: float) -> bool:
-        self.seconds = [seconds]
+    def sees(self, before: float, after: float) -> bool:
+        self.seconds = [before]
+        self.settle()
+        self.seconds = [after]
         return self.undisturbed()
 
 
-def test_a_core_is_undisturbed_when_it_was_free_before_and_after() -> None:
-    core = Probed()
-    assert not core.sees(1.0)  # nothing is known of before
-    assert core.last_ms == 1000
-    assert core.sees(1.05)
-    assert not core.sees(1.5)
-    assert not core.sees(1.0)
-    assert core.sees(1.0)
+def test_a_core_is_undisturbed_when_it_was_free_before_and_after(monkeypatch) -> None:
+    probed = Probed(monkeypatch)
+    assert probed.sees(1.0, 1.05)
+    assert probed.last_ms == 1050
+    assert not probed.sees(1.0, 1.5)
+    assert not probed.sees(1.5, 1.0)
+    assert probed.sees(1.0, 1.0)
 
 
-def test_a_core_that_has_become_slower_for_good_is_believed_in_the_end() -> None:
-    core = Probed()
-    core.sees(1.0)
+def test_a_core_that_has_become_slower_for_good_is_believed_in_the_end(monkeypatch) -> None:
+    probed = Probed(monkeypatch)
     looks = 0
-    while not core.sees(1.3):
+    while not probed.sees(1.3, 1.3):
         looks += 1
     assert 3_000 < looks < 10_000
 
 
 @given(st.lists(st.floats(1, 10), min_size=1, max_size=50))
 def test_the_shortest_probe_ever_seen_is_believed_whatever_came_between(seconds: list[float]) -> None:
-    core = Probed()
-    core._shortest = max(seconds)
-    for probe in seconds:
-        core.sees(probe)
-    core.sees(min(seconds))
-    assert core.sees(min(seconds))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        probed = Probed(monkeypatch)
+        probed._shortest = max(seconds)
+        for one in seconds:
+            probed.sees(one, one)
+        assert probed.sees(min(seconds), min(seconds))
 
 
-def test_the_probe_computes_between_two_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    core, clock_looks = CoreMonitor(), itertools.count()
-    monkeypatch.setattr("latency.devices.core.time.perf_counter", lambda: float(next(clock_looks)))
-    assert core._probe() == 1
-    assert (core._product == SIZE).all()
+def test_beside_a_neighbour_the_next_free_processor_is_taken(monkeypatch) -> None:
+    probed = Probed(monkeypatch, 1.5, 1.4, 1.0, 1.0)
+    probed.settle()
+    assert probed.here == 2
+    probed.settle()
+    assert probed.here == 2
+    assert probed.undisturbed()
+
+
+def test_where_none_is_free_a_few_are_tried(monkeypatch) -> None:
+    probed = Probed(monkeypatch, *[1.5] * 100)
+    probed.settle()
+    assert probed.here == MOVES - 1
+    assert not probed.undisturbed()
+
+
+def test_several_threads_are_left_where_they_are(monkeypatch) -> None:
+    probed = Probed(monkeypatch, 1.5, 1.0, movable=False)
+    probed.settle()
+    assert probed.here == 0
+
+
+def test_the_first_look_is_at_several_processors(monkeypatch) -> None:
+    monkeypatch.setattr(core, "FIRST_LOOK_S", 0.001)
+    probed = Probed(monkeypatch, 1.5, 1.0, 1.5)
+    probed._shortest = np.inf
+    probed.settle()
+    assert probed.here == 1
+    assert probed.undisturbed()
+
+
+def test_the_probe_computes_between_two_looks_at_the_clock(monkeypatch) -> None:
+    monitor, clock_looks = CoreMonitor(), itertools.count()
+    monkeypatch.setattr(core.time, "perf_counter", lambda: float(next(clock_looks)))
+    assert monitor._probe() == 1
+    np.testing.assert_array_equal(monitor._product.ravel(), np.arange(1, SIZE**2 + 1))

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +59,24 @@ def test_a_table_keeps_both_and_its_latencies_are_at_its_speed(built, tiny_netwo
         assert math.isnan(table.core_ms)
         np.testing.assert_array_equal(table.latency_ms, raw["latency_ms"])
     assert list(table.latencies(tiny_network).values()) == table.latency_ms.tolist()
+
+
+def test_rows_beside_an_earlier_fixed_computation_keep_their_own_speed(tmp_path, tiny_network) -> None:
+    device, twice = Wandering(), Wandering(core_ms=2 * CORE_MS)  # as long ago, when it was another computation
+    table = LatencyTable.open(tmp_path, device.fingerprint())
+    earlier = build_table(twice, tiny_network, quick_plan(tiny_network, 20), table)
+    file = table.path / "table.parquet"
+    before = LatencyTable.read(file).latency_ms
+    pq.write_table(pq.read_table(file).drop_columns(["computation"]), file)
+
+    earlier = LatencyTable.read(table.path)
+    assert math.isnan(earlier.core_ms)  # of today's nothing is known
+    np.testing.assert_allclose(earlier.latency_ms, before)
+    both = build_table(device, tiny_network, quick_plan(tiny_network, 40, seed=1), earlier)
+    later = both.structures[len(earlier) :]
+    assert both.core_ms == pytest.approx(np.median(later["core_ms"]))
+    np.testing.assert_allclose(both.latency_ms[: len(earlier)], before)
+    np.testing.assert_allclose(both.latency_ms[len(earlier) :], later["latency_ms"] * both.core_ms / later["core_ms"])
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.01, 1) | st.just(math.nan)), min_size=1), st.floats(0.01, 1))
