@@ -11,7 +11,11 @@ from torch import nn
 
 from latency.graph.template import export_onnx
 from pruning.data import Dataset
+from pruning.evaluate import calibration_images
 from pruning.images import Images
+
+CALIBRATION_IMAGES = 256
+"""Training images by which ranges of activations are told."""
 
 
 def structure_onnx(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
@@ -27,6 +31,14 @@ def program_bytes(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
+
+
+def calibrated_int8(model: bytes, data: Dataset, batch: int) -> bytes:
+    """The ONNX `model`, of `batch` images, in int8 as ONNX Runtime computes it, calibrated by training images."""
+    from latency.devices.ort_int8 import quantized
+
+    images = calibration_images(data, max(CALIBRATION_IMAGES, batch)).contiguous().cpu().numpy()
+    return quantized(model, [images[end - batch : end] for end in range(batch, len(images) + 1, batch)])
 
 
 def exported_accuracy(path: Path, images: Images, data: Dataset) -> float:

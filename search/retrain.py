@@ -17,7 +17,7 @@ from latency.devices import Device
 from latency.graph.network import Network
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
-from pruning.export import exported_accuracy, program_bytes, structure_onnx
+from pruning.export import calibrated_int8, exported_accuracy, program_bytes, structure_onnx
 from pruning.extract import in_own_class
 from pruning.fit import training_steps
 from pruning.normalise import folded
@@ -92,7 +92,8 @@ def trained(
 
 
 def exported(job: Job, device: Device, structure: nn.Module, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ONNX, PyTorch program and weights; load the ONNX file again, see that it is as accurate, and how fast.
+    """Write ONNX, PyTorch program and weights; load the ONNX file again, see that it is as accurate, and how fast. Where
+    ONNX Runtime is to compute in int8, so it is with a file in int8, but for its accuracy, which is what it is.
 
     Of processes that train together the first does it alone, and the others have nothing to say of it.
     """
@@ -111,5 +112,9 @@ def exported(job: Job, device: Device, structure: nn.Module, row: Mapping[str, A
             f"the exported ONNX model reaches {onnx_accuracy:.2%} where PyTorch reaches {row['test_accuracy']:.2%}; "
             "please report it."
         )
-    measured = {"exported_ms": device.measure(model).latency_ms} if device.at_hand else {}
-    return {"onnx_accuracy": onnx_accuracy, **measured, "module": type(own).__name__ if own is not structure else "traced"}
+    result = {"onnx_accuracy": onnx_accuracy, "module": type(own).__name__ if own is not structure else "traced"}
+    if {"device": "ort", "precision": "int8"}.items() <= device.fingerprint().items():
+        model = calibrated_int8(model, job.data, shape[0])
+        write_file(out / f"{label}.int8.onnx", model)
+        result["int8_accuracy"] = exported_accuracy(out / f"{label}.int8.onnx", job.data.test, job.data)
+    return result | ({"exported_ms": device.measure(model).latency_ms} if device.at_hand else {})

@@ -19,12 +19,13 @@ class LibraryDevice(LocalDevice):
 
     Args:
         runtime: name and version of the library.
+        on_cpu: precisions that it computes in there.
     """
 
-    def __init__(self, name: str, threads: int, precision: str, runtime: str) -> None:
+    def __init__(self, name: str, threads: int, precision: str, runtime: str, on_cpu: tuple[str, ...] = ("fp32",)) -> None:
         self.name, self.threads, self.precision, self.runtime = name, threads, precision, runtime
         self.on_gpu = "cuda" in name
-        require_precision(precision, ("fp32", "tf32", "fp16") if self.on_gpu else ("fp32",), name)
+        require_precision(precision, ("fp32", "tf32", "fp16") if self.on_gpu else on_cpu, name)
         self.core = CoreMonitor(movable=threads == 1)
         if self.on_gpu:
             require_gpu(name)

@@ -39,12 +39,22 @@ class OrtDevice(LibraryDevice):
     def __init__(self, name: str = "ort", threads: int = 1, precision: str = "fp32", lut: Path | None = None) -> None:
         if name == "ort-cuda":
             os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
-        super().__init__(name, threads, precision, f"onnxruntime {onnxruntime.__version__}")
+        super().__init__(name, threads, precision, f"onnxruntime {onnxruntime.__version__}", on_cpu=("fp32", "int8"))
         if self.on_gpu:
             _require_provider(name)
 
     def load(self, model: bytes) -> OrtModel:
-        return OrtModel(lowered(model, self.precision), self)
+        return OrtModel(self._in_precision(model), self)
+
+    def _in_precision(self, model: bytes) -> bytes:
+        if self.precision != "int8":
+            return lowered(model, self.precision)
+        from latency.devices.ort_int8 import quantized
+
+        try:
+            return quantized(model)
+        except Exception as error:  # of protobuf, onnx or onnxruntime
+            raise MeasurementError(f"ONNX Runtime cannot quantize the model: {str(error).splitlines()[0]}") from error
 
 
 def _require_provider(name: str) -> None:
@@ -148,7 +158,7 @@ def _names(event: str, operation: str) -> tuple[str, ...]:
         return ()
     name = event.removesuffix("_kernel_time").removeprefix("fused ")
     name = re.sub(r"/\w+Fusion/?$", "", name)
-    return (re.sub(r"_nchwc(_token_\d+)?$", "", name),)
+    return (re.sub(r"(_nchwc)?(_token_\d+)?$", "", name),)
 
 
 def _static_shape(value: Any) -> list[int]:

@@ -38,8 +38,8 @@ def _attributed(placed: Sequence[PlacedKernel], events: Events) -> np.ndarray:
     An event without names converts the layout of what the next kernel reads. Between two kernels that know blocked layouts,
     widths decide: the producer's own channels how it left it, its output's channels how it is wanted; so it belongs to the
     producer. Otherwise it belongs to the one that does not know them. Names that the model does not have come from an
-    operation the runtime expanded (HardSwish, say): they belong to the kernel just run. What runs several kernels as one is
-    shared out among them by their work.
+    operation the runtime expanded (HardSwish, say), or convert what flows between precisions: they belong to the kernel just
+    run, before any to the first. What runs several kernels as one is shared out among them by their work.
     """
     producer = {one.output: index for index, one in enumerate(placed)}
     owner = {name: index for index, one in enumerate(placed) for name in one.names}
@@ -47,15 +47,14 @@ def _attributed(placed: Sequence[PlacedKernel], events: Events) -> np.ndarray:
     waiting = 0.0
     last: list[int] = []
     for names, ms in events:
-        if not names:
+        last = sorted({owner[name] for name in names if name in owner}) or last
+        if not names or not last:
             waiting += ms
             continue
-        last = sorted({owner[name] for name in names if name in owner}) or last
-        if last:
-            milliseconds[last] += ms * _shares([placed[index].kernel for index in last])
-            first = last[0]
-            milliseconds[producer.get(placed[first].input, first) if placed[first].blocked else first] += waiting
-            waiting = 0.0
+        milliseconds[last] += ms * _shares([placed[index].kernel for index in last])
+        first = last[0]
+        milliseconds[producer.get(placed[first].input, first) if placed[first].blocked else first] += waiting
+        waiting = 0.0
     if not last:
         raise MeasurementError("the device's profiler reported no kernel of this model.")
     milliseconds[last[-1]] += waiting

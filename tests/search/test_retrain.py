@@ -1,11 +1,15 @@
-"""Where final trainings begin."""
+"""Where final trainings begin, and what is left of them."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+import latency
+from pruning.recipe import Recipe
 from pruning.train import SUPERNETS, continued_structure, new_pruningnet, new_structure
-from search.retrain import Start
+from search.progress import Reporter
+from search.retrain import Job, Start, exported, trained
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +50,16 @@ def test_trained_weights_are_sliced_without_a_pruningnet_and_stay_with_the_unpru
     assert same(Start(tiny_network, 0, weights, None)(half), new_structure(tiny_network, half, 0, weights))
     assert same(Start(tiny_network, 0, weights, pruningnet)(half), continued_structure(pruningnet, half))
     assert same(Start(tiny_network, 0, weights, pruningnet)(full), new_structure(tiny_network, full, 0, weights))
+
+
+def test_where_int8_is_to_run_it_is_exported_and_measured(tiny_network, pruningnet, digits, tmp_path) -> None:
+    start, recipe = Start(tiny_network, 0, None, pruningnet), Recipe(epochs=3, batch=64)
+    job = Job(tiny_network.module, tiny_network, digits, recipe, 0, start, tmp_path, Reporter(quiet=True))
+    structure, row = trained(job, "winner", tuple(tiny_network.nearest_widths(0.7)), None, 1.0)
+    left = exported(job, latency.open_device("ort", precision="int8"), structure, row)
+    assert left["onnx_accuracy"] == pytest.approx(row["test_accuracy"], abs=0.005)
+    assert left["int8_accuracy"] == pytest.approx(row["test_accuracy"], abs=0.05)
+    assert left["exported_ms"] > 0
+    operations = [node.op_type for node in onnx.load(tmp_path / "winner.int8.onnx").graph.node]
+    assert operations.count("QuantizeLinear") > operations.count("Conv") / 2
+    assert "int8_accuracy" not in exported(job, latency.open_device("ort"), structure, row)

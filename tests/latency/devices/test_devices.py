@@ -23,12 +23,13 @@ ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("trt", "ort-c
 SHORT = replace(ONCE, profiled_runs=8)
 
 
-@pytest.fixture(params=["ort", "torch", "torch-compiled", f"ort@:{sys.executable}", "lawful", *ON_A_GPU])
+@pytest.fixture(params=["ort", "ort int8", "torch", "torch-compiled", f"ort@:{sys.executable}", "lawful", *ON_A_GPU])
 def device(request, lawful):
     if request.param == "lawful":
         return lawful
+    name, _, precision = request.param.partition(" ")
     try:
-        return latency.open_device(request.param)
+        return latency.open_device(name, precision=precision or "fp32")
     except latency.DeviceUnavailable as error:
         if request.node.get_closest_marker("gpu"):
             pytest.skip(str(error))
@@ -64,13 +65,19 @@ def test_fingerprint_is_text_and_stays(device) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "resnet18", "tinynet:tiny", "tinynet:tiny_convnext"]
+    ("name", "precision"),
+    [
+        *((name, "fp32") for name in ("mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "resnet18")),
+        *((name, precision) for name in ("tinynet:tiny", "tinynet:tiny_convnext") for precision in ("fp32", "int8")),
+        *((name, "int8") for name in ("tinynet:gates", "tinynet:halves")),
+    ],
 )
-def test_ort_names_every_kernel_it_runs(name: str, traced, rng, random_widths) -> None:
+def test_ort_names_every_kernel_it_runs(name: str, precision: str, traced, rng, random_widths) -> None:
     """Odd widths and aligned ones, the unpruned network's, fuse differently; no kernel with weights may come out empty."""
     net = traced(name)
     structures = [*random_widths(net, rng, 1), net.max_widths]
-    for measured in latency.open_device("ort").measure_all([net.onnx(widths) for widths in structures], SHORT):
+    models = [net.onnx(widths) for widths in structures]
+    for measured in latency.open_device("ort", precision=precision).measure_all(models, SHORT):
         kernels = measured.kernels
         weighted = kernels["type"].str.match("conv|depthwise|gemm|matmul|layernorm|gelu")
         assert (kernels["ms"][weighted] > 0).all()
@@ -78,11 +85,11 @@ def test_ort_names_every_kernel_it_runs(name: str, traced, rng, random_widths) -
         assert (others["ms"] == 0).sum() <= 2
 
 
-@pytest.mark.parametrize("name", ["ort", "torch"])
+@pytest.mark.parametrize(("name", "precision"), [("ort", "fp32"), ("ort", "int8"), ("torch", "fp32")])
 @pytest.mark.parametrize("model", [b"", b"not a model"])
-def test_what_is_no_model_is_refused(name: str, model: bytes) -> None:
+def test_what_is_no_model_is_refused(name: str, precision: str, model: bytes) -> None:
     with pytest.raises(latency.MeasurementError):
-        latency.open_device(name).measure(model)
+        latency.open_device(name, precision=precision).measure(model)
 
 
 @pytest.mark.parametrize("name", ["torch", "torch-compiled"])

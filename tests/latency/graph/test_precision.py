@@ -1,11 +1,14 @@
 """Models in lower precision: valid, and close to what they were made of."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
 import latency
+from latency.devices.ort_int8 import quantized
 from latency.graph.kernels import PRODUCTS
 from latency.graph.precision import lowered, require_precision
 
@@ -23,9 +26,13 @@ def scores(model: bytes) -> np.ndarray:
     return session.run(None, {image.name: np.random.default_rng(0).standard_normal(image.shape).astype(kind)})[0]
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.02), ("int8", 0.4)])
-def test_a_lowered_model_is_valid_and_close(model: bytes, precision: str, tolerance: float) -> None:
-    low = lowered(model, precision)
+@pytest.mark.parametrize(
+    ("lower", "tolerance"),
+    [(lambda model: lowered(model, "fp16"), 0.02), (lambda model: lowered(model, "int8"), 0.4), (quantized, 0.2)],
+    ids=["fp16", "int8", "int8 of ONNX Runtime"],
+)
+def test_a_lowered_model_is_valid_and_close(model: bytes, lower: Callable[[bytes], bytes], tolerance: float) -> None:
+    low = lower(model)
     onnx.checker.check_model(onnx.load_from_string(low), full_check=True)
     exact = scores(model)
     assert np.abs(scores(low) - exact).max() < tolerance * np.abs(exact).max()
@@ -45,6 +52,12 @@ def test_in_int8_every_product_with_weights_reads_quantized_values_and_weights(m
     products = [node for node in graph.node if node.output[0] in weighted]
     assert len(products) == len(weighted) > 0
     assert all(maker[name] == "DequantizeLinear" for node in products for name in node.input[:2])
+
+
+def test_what_is_quantized_already_stays(model: bytes) -> None:
+    once = quantized(model)
+    assert once != model
+    assert quantized(once) == once
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
