@@ -1,4 +1,4 @@
-"""The processors that this thread may run on, and going from one to the next. On systems other than Linux it stays."""
+"""The processors that this thread may run on, and going from one to the next. Where a system does not say, it stays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def move_on() -> bool:
 
     It is not bound to it: the system leaves a thread where it runs as long as nothing else wants to.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    try:
+        allowed, here = os.sched_getaffinity(0), _running_on()
+    except (AttributeError, OSError):  # systems other than Linux have no such function, some sandboxes no such file
         return False
-    allowed, here = os.sched_getaffinity(0), _running_on()
     near = sorted(allowed & _same_node(here))
     if len(near) < 2:
         return False

@@ -3,8 +3,8 @@
 The clock of a shared processor wanders by some per cent within seconds, with what its other cores do, and no run of a
 network shows it: all are slower. A fixed computation beside them does (`devices.core`). In minutes when the same networks,
 measured again and again, scattered by 3.1, 4.1 and 3.8 % (MobileNetV1, MobileNetV2, ResNet-50; ONNX Runtime, one core of
-an EPYC), the milliseconds over those of the fixed computation scattered by 1.4, 2.2 and 2.0 %: a network takes so many
-cycles. Of the powers of the latter the first scattered least, or within 0.05 points of least (a script).
+an EPYC), the milliseconds over those of the fixed computation (products alone, then) scattered by 1.4, 2.2 and 2.0 %: a
+network takes so many cycles. Of the powers of the latter the first scattered least, or within 0.05 points of least (a script).
 """
 
 from __future__ import annotations

@@ -68,9 +68,14 @@ def test_memory_stays_near(tmp_path, monkeypatch) -> None:
     assert in_a_thread(set(here), 2)[0] == [False, False]
 
 
-def test_where_the_system_does_not_say_what_is_near_a_thread_stays(tmp_path, monkeypatch) -> None:
+def test_where_the_system_does_not_say_a_thread_stays(one_node, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(processors, "NODES", tmp_path / "nothing")
+    assert in_a_thread(one_node, 1)[0] == [False]
     monkeypatch.setattr(processors, "NODES", tmp_path)
-    assert in_a_thread(os.sched_getaffinity(0), 1)[0] == [False]
+    monkeypatch.setattr(processors, "THREAD", tmp_path / "nothing")
+    assert not move_on()
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert not move_on()
 
 
 @given(st.sets(st.integers(0, 300)))
