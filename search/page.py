@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from search.report import COLUMNS, cells
+from search.report import cells
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1a202c; }
@@ -38,7 +38,7 @@ def page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
     body = "".join(
         f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{_div(figure)}" for heading, text, figure in sections
     )
-    facts = ", ".join(f"{name} {config[name]}" for name in ("device", "threads", "batch", "data", "seed"))
+    facts = ", ".join(f"{name} {config[name]}" for name in ("device", "precision", "threads", "batch", "data", "seed"))
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>"
         f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body><h1>{html.escape(title)}</h1>"
@@ -47,9 +47,12 @@ def page(result: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = "".join(f"<th>{html.escape(title)}</th>" for title, _, _ in COLUMNS)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row)) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{lines}</table>"
+    head, *lines = cells(rows)
+    return f"<table>{_line('th', head)}{''.join(_line('td', line) for line in lines)}</table>"
+
+
+def _line(kind: str, texts: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{kind}>{html.escape(text)}</{kind}>" for text in texts) + "</tr>"
 
 
 def _div(figure: go.Figure) -> str:

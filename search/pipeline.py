@@ -76,8 +76,6 @@ def _report(context: Context, result: dict[str, Any]) -> None:
     write_file(out / "report.html", page(result, read_log(out / "log.jsonl")).encode())
     say(f"\n{result_table(result['networks'])}\n")
     for row in result["networks"]:
-        if "int8_accuracy" in row:
-            say(f"{row['label']}.int8.onnx: test accuracy {row['int8_accuracy']:.2%}")
         if "exported_ms" in row:
             say(f"{row['label']}, as exported, measured once more: {row['exported_ms']:.4g} ms")
     say(f"report: {out / 'report.html'}; beside it result.json, and the networks as .onnx, .pt2 and .safetensors")

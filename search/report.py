@@ -49,6 +49,7 @@ def versions() -> dict[str, str]:
 COLUMNS = (
     ("network", "label", "{}"),
     ("test accuracy", "test_accuracy", "{:.2%}"),
+    ("in int8", "int8_accuracy", "{:.2%}"),
     ("measured ms", "measured_ms", "{:.4g}"),
     ("predicted ms", "predicted_ms", "{:.4g}"),
     ("MACs (M)", "macs", "{:.4g}"),
@@ -58,16 +59,18 @@ COLUMNS = (
 
 def result_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table, aligned for reading as it stands."""
-    lines = [[title for title, _, _ in COLUMNS], *(cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    lines = cells(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [_line(line, widths) for line in lines]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """What `COLUMNS` show of a row."""
-    shown = {**row, "macs": row["macs"] / 1e6, "params": row["params"] / 1e6}
-    return ["–" if shown[key] is None else form.format(shown[key]) for _, key, form in COLUMNS]
+def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Titles of those `COLUMNS` that any row has something for, then what they show of each row."""
+    columns = [column for column in COLUMNS if any(column[1] in row for row in rows)]
+    shown = [{**row, "macs": row["macs"] / 1e6, "params": row["params"] / 1e6} for row in rows]
+    lines = [["–" if (value := row.get(key)) is None else form.format(value) for _, key, form in columns] for row in shown]
+    return [[title for title, _, _ in columns], *lines]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -34,3 +34,9 @@ def test_the_table_lines_up() -> None:
         "11.6",
         "3.217",
     ]
+
+
+def test_the_table_has_a_column_for_int8_where_a_network_is_exported_so() -> None:
+    row = {"label": "a", "test_accuracy": 0.9, "measured_ms": 1, "predicted_ms": 1, "macs": 1, "params": 1}
+    lines = result_table([row, {**row, "int8_accuracy": 0.85}]).splitlines()
+    assert [line.split("|")[3].strip() for line in lines[:1] + lines[2:]] == ["in int8", "–", "85.00%"]
