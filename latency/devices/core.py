@@ -17,7 +17,8 @@ neighbours came and went, scattered by 14.1 %, relative to products by 7.3 %, to
 products, by 4.2 % (a script)."""
 
 FULL_SPEED = 1.1
-"""A probe that takes up to so many times the shortest found the core free. With a neighbour it takes 1.3 to 1.7 times that."""
+"""A probe that takes up to so many times the shortest found the core free. With a neighbour it takes 1.4 times that (median, on
+that Xeon)."""
 
 FORGOTTEN = 3e-5
 """By how much each probe lengthens the shortest that is remembered: a processor that has become slower for good, a hot one

@@ -15,7 +15,15 @@ def result() -> dict:
     row = {"test_accuracy": 0.9, "measured_ms": 1.25, "predicted_ms": 1.2, "macs": 1_000_000, "params": 2_000_000}
     member = {"widths": [8, 16], "accuracy": 0.81, "loss": 0.9, "predicted_ms": 0.7, "measured_ms": 0.73}
     return {
-        "config": {"network": "<net>", "device": "ort", "precision": "fp32", "threads": 1, "batch": 1, "data": "digits", "seed": 0},
+        "config": {
+            "network": "<net>",
+            "device": "ort",
+            "precision": "fp32",
+            "threads": 1,
+            "batch": 1,
+            "data": "digits",
+            "seed": 0,
+        },
         "budget": {"latency": "0.8 ms"},
         "genes": ["stem", "block"],
         "networks": [{"label": "unpruned", "widths": [16, 32], **row}, {"label": "winner", "widths": [8, 16], **row}],
