@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 
 import latency
 from latency.devices.ort_int8 import quantized
@@ -52,6 +53,24 @@ def test_in_int8_every_product_with_weights_reads_quantized_values_and_weights(m
     products = [node for node in graph.node if node.output[0] in weighted]
     assert len(products) == len(weighted) > 0
     assert all(maker[name] == "DequantizeLinear" for node in products for name in node.input[:2])
+
+
+def test_biases_that_layers_share_are_no_obstacle() -> None:
+    """As PyTorch's older exporter shares them, through Identity; every convolution computes in whole numbers all the same."""
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.standard_normal((4, 4, 3, 3)).astype(np.float32), f"w{index}") for index in range(2)]
+    bias = numpy_helper.from_array(np.zeros(4, np.float32), "bias")
+    nodes = [
+        helper.make_node("Identity", ["bias"], ["same"], "identity"),
+        helper.make_node("Conv", ["images", "w0", "bias"], ["between"], "first"),
+        helper.make_node("Conv", ["between", "w1", "same"], ["scores"], "second"),
+    ]
+    values = [helper.make_tensor_value_info(name, 1, [1, 4, size, size]) for name, size in (("images", 8), ("scores", 4))]
+    graph = helper.make_graph(nodes, "shared", values[:1], values[1:], [*weights, bias])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = onnx.load_from_string(quantized(model.SerializeToString())).graph.node
+    maker = {node.output[0]: node.op_type for node in made}
+    assert {maker[name] for node in made if node.op_type == "Conv" for name in node.input} == {"DequantizeLinear"}
 
 
 def test_what_is_quantized_already_stays(model: bytes) -> None:
