@@ -18,8 +18,8 @@ def quantized(model: bytes, batches: Iterable[np.ndarray] = ()) -> bytes:
     """`model` with QuantizeLinear and DequantizeLinear around all that ONNX Runtime computes in whole numbers: weights int8 per
     output channel, activations uint8 per tensor. One that has them already stays as it is.
 
-    Where weights are shared through Identity, as PyTorch's older exporter does, it is optimised first: quantization sees none of
-    them. Otherwise its kernels stay those that tables know.
+    Where weights are shared through Identity, as PyTorch's older exporter does, it is optimised first: quantization sees none
+    of them. Otherwise its kernels stay those that tables know.
 
     Args:
         batches: inputs float32 [N, C, H, W] by which it is calibrated. Without any it is by noise, which will do where only
