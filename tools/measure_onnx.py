@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latency.errors import MeasurementError, reported_by_command
+from latency.errors import MeasurementError, PredictionError, reported_by_command
 from latency.measuring.speed import difference
 from search import options
 
@@ -77,12 +77,15 @@ def _exported(name: str, input_size: int) -> bytes:
 
 
 def _predicted(predictor: LatencyPredictor | None, model: bytes) -> dict[str, Any]:
-    """Milliseconds and band by the table, and how much of it is guessed."""
+    """Milliseconds and band by the table, and how much of it is guessed; or why it says nothing."""
     if predictor is None:
         return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how much is guessed is said
-        prediction = predictor.predict(model, on_missing="warn")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # how much is guessed is said
+            prediction = predictor.predict(model, on_missing="warn")
+    except PredictionError as error:
+        return {"not_predicted": str(error)}
     guessed = prediction.kernels["ms"][prediction.kernels["source"] == "guessed"].sum() / prediction.latency_ms
     band = {"low_ms": prediction.low_ms, "high_ms": prediction.high_ms}
     return {"predicted_ms": prediction.latency_ms, **band, "guessed": float(guessed)}
@@ -92,6 +95,8 @@ def _said(row: dict[str, Any]) -> str:
     said = f"{row['measured_ms']:.4g} ms" + ("" if row["stable"] else " (disturbed, measure again)")
     if core := difference(row.get("core", 1.0)):
         said += f" ({core})"
+    if "not_predicted" in row:
+        said += f"; not predicted: {row['not_predicted']}"
     if "predicted_ms" in row:
         said += f"; predicted {row['predicted_ms']:.4g} ms ({row['low_ms']:.4g} … {row['high_ms']:.4g})"
     if row.get("guessed"):

@@ -13,6 +13,8 @@ import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from latency.graph.quantization import stated_precision
+
 
 def quantized(model: bytes, batches: Iterable[np.ndarray] = ()) -> bytes:
     """`model` with QuantizeLinear and DequantizeLinear around all that ONNX Runtime computes in whole numbers: weights int8 per
@@ -26,14 +28,15 @@ def quantized(model: bytes, batches: Iterable[np.ndarray] = ()) -> bytes:
             milliseconds matter (the medians of two networks calibrated with other images are within 1 %, a script).
     """
     proto = onnx.load_from_string(model)
-    operations = {node.op_type for node in proto.graph.node}
-    if "DequantizeLinear" in operations:
+    if stated_precision(proto) == "int8":
         return model
+    tensors = {tensor.name for tensor in proto.graph.initializer}
+    shared = any(node.op_type == "Identity" and node.input[0] in tensors for node in proto.graph.node)
     inputs = [{proto.graph.input[0].name: batch} for batch in batches] or [_noise(proto)]
     with tempfile.TemporaryDirectory(prefix="milliprune-") as folder, _without_warnings():
         given, prepared, made = (Path(folder) / f"{name}.onnx" for name in ("given", "prepared", "made"))
         given.write_bytes(model)
-        quant_pre_process(given, prepared, skip_symbolic_shape=True, skip_optimization="Identity" not in operations)
+        quant_pre_process(given, prepared, skip_symbolic_shape=True, skip_optimization=not shared)
         quantize_static(
             prepared, made, _Reader(inputs), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,

@@ -14,6 +14,7 @@ from functools import cache
 import onnx
 
 from latency.errors import MeasurementError
+from latency.graph.quantization import dequantized
 from latency.graph.shapes import Shapes, attributes_of, folded, mixes_channels
 
 ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu".split())
@@ -108,11 +109,13 @@ def find_kernels(model: onnx.ModelProto) -> list[PlacedKernel]:
     """All kernels of a model in execution order.
 
     Args:
-        model: static shapes; they are inferred where the model does not state them.
+        model: static shapes; they are inferred where the model does not state them. Of one that is quantized the kernels are
+            those that it would have in float32.
 
     Raises:
         MeasurementError: when a shape is not static.
     """
+    model = dequantized(model)
     try:
         return _placed(model)
     except MeasurementError:

@@ -107,11 +107,6 @@ class Correction:
         result: np.ndarray = np.abs(away) <= limit * scale
         return result
 
-    @property
-    def places(self) -> int:
-        """Kernels of the network."""
-        return int(self.seen.shares.shape[1])
-
     def factor(self, place: int, cin: np.ndarray, cout: np.ndarray) -> np.ndarray:
         """float64[N]: 1 + g of the kernel at `place`, for N channel pairs."""
         distance = _distance(np.log(cin), np.log(cout), self.seen.log_cin[:, place], self.seen.log_cout[:, place])

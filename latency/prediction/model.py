@@ -35,12 +35,14 @@ class LatencyModel:
 
     Attributes:
         correction: None where the network has no structures of its own in the table.
+        types: of the network's kernels, in order; of none in particular where there is no correction.
         spread: relative standard deviation of a prediction, where there is no correction to say it.
         band: quantiles of the errors of held-out structures, in such standard deviations.
     """
 
     calibration: Calibration
     correction: Correction | None
+    types: tuple[str, ...]
     spread: float
     band: tuple[float, float]
 
@@ -55,7 +57,7 @@ class LatencyModel:
         some = np.arange(len(latency_ms)) % max(1, len(latency_ms) // BAND_STRUCTURES) == 0
         folds = _folds(rows.of(some).sums(), latency_ms[some])
         held_out = correction.held_out(correction.seen.of(some), latency_ms[some], folds)
-        return cls(calibration, correction, correction.noise, _band(held_out))
+        return cls(calibration, correction, tuple(rows.types[: cin.shape[1]].tolist()), correction.noise, _band(held_out))
 
     @classmethod
     def of_others(cls, rows: KernelRows, latency_ms: np.ndarray) -> LatencyModel:
@@ -65,7 +67,7 @@ class LatencyModel:
         """
         calibration = Calibration.none()
         ratios = np.log(latency_ms / np.bincount(rows.structure, calibration.costs(rows)))
-        return cls(calibration, None, max(float(np.sqrt(np.mean(ratios**2))), 1e-3), (-NORMAL, NORMAL))
+        return cls(calibration, None, (), max(float(np.sqrt(np.mean(ratios**2))), 1e-3), (-NORMAL, NORMAL))
 
     def reach(self, quantile: float, deviation: np.ndarray) -> np.ndarray:
         """float64[P]: logarithm of an end of the band over the prediction, for structures of that deviation."""

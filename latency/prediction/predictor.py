@@ -17,6 +17,7 @@ from latency.errors import DeviceUnavailable, PredictionError, TableError
 from latency.graph.kernels import DENSE, Kernel, family_of, find_kernels, group_size, operation_of, ungrouped
 from latency.graph.network import Network
 from latency.graph.pairwise import PairwiseCost, Term, linear_terms
+from latency.graph.quantization import stated_precision
 from latency.graph.template import SIGNATURE_KEY
 from latency.graph.work import SHAPE_FIELDS, Kernels
 from latency.measuring.table import LatencyTable, find_table
@@ -104,12 +105,14 @@ class LatencyPredictor:
                 from all others by multiply-adds and bytes; the band says how little that is worth.
 
         Raises:
-            PredictionError: not a readable model, or an operation that nothing in the table covers.
+            PredictionError: not a readable model, one that states another precision than the table's, or an operation that
+                nothing in the table covers.
         """
         if on_missing not in ("raise", "warn"):
             raise PredictionError(f"on_missing='{on_missing}' given; expected 'raise' or 'warn'.")
         if isinstance(model, bytes | str | os.PathLike):
             proto = _load_onnx(model)
+            self._require_precision(proto)
             signature = next((entry.value for entry in proto.metadata_props if entry.key == SIGNATURE_KEY), "")
             return self._predict([one.kernel for one in find_kernels(proto)], signature, on_missing)
         if input_shape is None:
@@ -190,7 +193,7 @@ class LatencyPredictor:
         self._require_known(kernels, on_missing)
         cin, cout = (np.array([[getattr(kernel, name) for kernel in kernels]]) for name in ("cin", "cout"))
         model = self._model(signature)
-        if model.correction is not None and model.correction.places != len(kernels):
+        if model.types and model.types != tuple(kernel.type for kernel in kernels):
             model = self._model("")  # somebody has changed the graph since
         summed = self._sum(model, kernels, cin, cout)
         low, high = self._band(summed)
@@ -217,6 +220,14 @@ class LatencyPredictor:
                 "or pass on_missing='warn' for a guess."
             )
         warnings.warn(f"{text}; guessed.", stacklevel=4)
+
+    def _require_precision(self, model: onnx.ModelProto) -> None:
+        stated, mine = stated_precision(model), self.table.fingerprint.get("precision", "fp32")
+        if stated not in ("fp32", mine):
+            raise PredictionError(
+                f"the model computes in {stated}, and the table at '{self.table.path}' was measured in {mine}; take or build "
+                f"another: python tools/build_lut.py --precision {stated}."
+            )
 
     def _summed(self, network: Network, widths: np.ndarray) -> _Summed:
         kernels = [one.kernel for one in network.template.kernels]

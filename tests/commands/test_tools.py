@@ -13,6 +13,7 @@ from launcher import ROOT, command
 import latency
 from latency.build import build_table
 from latency.coverage import quick_plan
+from latency.graph.precision import lowered
 from latency.measuring.table import LatencyTable
 
 
@@ -178,6 +179,9 @@ def test_onnx_files_are_measured_without_torch(workplace) -> None:
     assert re.search(r"large\.onnx: \S+ ms.*; predicted \S+ ms \(\S+ … \S+\)\ntinynet:wide: ", measured_too.stdout)
     rows = json.loads((workplace / "measured.json").read_text())
     assert rows["tinynet:wide"]["predicted_ms"] == pytest.approx(rows["large.onnx"]["predicted_ms"], rel=0.3)
+    (workplace / "int8.onnx").write_bytes(lowered((workplace / "large.onnx").read_bytes(), "int8"))
+    unlike = command([str(ROOT / "tools/measure_onnx.py"), "int8.onnx", "--lut", "few"], workplace)
+    assert re.search(r"int8\.onnx: \S+ ms.*; not predicted: the model computes in int8", unlike.stdout)
     refused = command([str(ROOT / "tools/measure_onnx.py")], workplace, code=2)
     assert "expected ONNX files, or --network NAME" in refused.stderr
 

@@ -17,6 +17,7 @@ import latency
 from latency.build import build_table
 from latency.coverage import quick_plan
 from latency.graph.kernels import find_kernels
+from latency.graph.precision import lowered
 from latency.measuring.kept import KeptMeasurements
 from latency.measuring.table import LatencyTable
 from latency.prediction.calibration import MonotoneLink
@@ -131,6 +132,18 @@ def test_a_changed_graph_is_no_longer_that_network(predictor, tiny_network) -> N
     after = predictor.predict(model.SerializeToString())
     assert len(after.kernels) == len(before.kernels) + 1
     assert after.high_ms / after.low_ms > before.high_ms / before.low_ms
+
+
+def test_a_model_that_states_another_precision_than_the_table_is_refused(predictor, nonlinear, tiny_network, tmp_path) -> None:
+    model = tiny_network.onnx(tiny_network.max_widths)
+    for stated in ("int8", "fp16"):
+        with pytest.raises(
+            latency.PredictionError, match=rf"computes in {stated}, .* in fp32.*build_lut.py --precision {stated}"
+        ):
+            predictor.predict(lowered(model, stated))
+    table = LatencyTable.open(tmp_path, nonlinear.fingerprint() | {"precision": "int8"})
+    in_int8 = LatencyPredictor(build_table(nonlinear, tiny_network, quick_plan(tiny_network, 40), table))
+    assert in_int8.predict(lowered(model, "int8")).latency_ms == pytest.approx(in_int8.predict(model).latency_ms)
 
 
 def test_a_guess_says_that_it_is_one(predictor) -> None:

@@ -1,0 +1,79 @@
+"""Quantized models have the kernels of the models that they were made of."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from latency.devices.ort_int8 import quantized
+from latency.graph.kernels import find_kernels
+from latency.graph.precision import lowered
+from latency.graph.quantization import dequantized, stated_precision
+
+
+@pytest.mark.parametrize("name", ["tinynet:gates", "resnet18", "tinynet:tiny_convnext"])
+@pytest.mark.parametrize("lower", [quantized, lambda model: lowered(model, "int8")], ids=["ONNX Runtime's", "ours"])
+def test_kernels_are_those_of_the_float_model(lower, name: str, traced) -> None:
+    """ReLU among them, which ONNX Runtime's quantization takes away; what does not wait for each other may change places."""
+    net = traced(name)
+    model = net.onnx(net.nearest_widths(0.5))
+    low = onnx.load_from_string(lower(model))
+    before = low.SerializeToString()
+    assert parts(low) == parts(onnx.load_from_string(model))
+    assert low.SerializeToString() == before
+
+
+def parts(model: onnx.ModelProto) -> Counter[tuple[str, int]]:
+    """How often each operation makes so many channels."""
+    kernels = [one.kernel for one in find_kernels(model)]
+    return Counter((part, kernel.cout) for kernel in kernels for part in kernel.type.split("+"))
+
+
+def chain(zero: np.ndarray | None) -> onnx.ModelProto:
+    """conv → Q → DQ → conv → Q → DQ, weights of the first in int8."""
+    pair = ["scale", "zero"] if zero is not None else ["scale"]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w0", "scale"], ["weight"]),
+        helper.make_node("Conv", ["x", "weight"], ["a"]),
+        helper.make_node("QuantizeLinear", ["a", *pair], ["b"]),
+        helper.make_node("DequantizeLinear", ["b", *pair], ["c"]),
+        helper.make_node("MaxPool", ["c"], ["d"], kernel_shape=[2, 2]),
+        helper.make_node("QuantizeLinear", ["d", *pair], ["e"]),
+        helper.make_node("DequantizeLinear", ["e", *pair], ["y"]),
+    ]
+    tensors = [numpy_helper.from_array(np.ones((4, 4, 3, 3), np.int8), "w0"), numpy_helper.from_array(np.float32(0.1), "scale")]
+    tensors += [] if zero is None else [numpy_helper.from_array(zero, "zero")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, size, size]) for name, size in (("x", 8), ("y", 5))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("zero", "first"),
+    [
+        (None, "conv3x3s1+relu"),
+        (np.uint8(0), "conv3x3s1+relu"),
+        (np.uint8(7), "conv3x3s1"),
+        (np.int8(0), "conv3x3s1"),
+        (np.int8(-128), "conv3x3s1+relu"),
+    ],
+)
+def test_a_range_that_begins_at_zero_stands_for_relu(zero: np.ndarray | None, first: str) -> None:
+    """After a pooling it says nothing new."""
+    model = chain(zero)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(dequantized(model), full_check=True)
+    assert [one.kernel.type for one in find_kernels(model)] == [first, "maxpool2x2s1"]
+    assert {node.op_type for node in dequantized(model).graph.node} <= {"Conv", "Relu", "MaxPool", "Identity"}
+
+
+def test_a_model_says_in_which_precision_it_computes(traced) -> None:
+    net = traced("resnet18")
+    model = net.onnx(net.nearest_widths(0.1))
+    precisions = {"fp32": model, "fp16": lowered(model, "fp16"), "int8": quantized(model)}
+    assert {name: stated_precision(onnx.load_from_string(one)) for name, one in precisions.items()} == {
+        name: name for name in precisions
+    }
+    assert dequantized(float_model := onnx.load_from_string(model)) is float_model
