@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ PROBES = 5
 """How often the probe is repeated at most, where measurements are disturbed, and no two in a row propose the same or the last
 contradicts itself."""
 
-PROTOCOL = Protocol(rounds=12, round_ms=3.0, warmup_ms=5.0, profiled_runs=1)
+PROTOCOL = Protocol(rounds=12, round_ms=3.0, warmup_ms=5.0, profiled_runs=1, revisits=1)
 
 
 def alignment_of(device: Device, root: Path) -> int:
@@ -98,16 +99,18 @@ def _contradictory(overheads: Mapping[int, float]) -> bool:
     return any(overhead <= TOLERANCE for multiple, overhead in overheads.items() if multiple < finest)
 
 
+@cache
 def _network() -> Network:
     from torch import nn
 
     from latency.tracing.trace import trace
 
     width = WIDTHS[-1]
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), nn.ReLU()]
-    for _ in range(2):
-        layers += [nn.Conv2d(width, width, 1), nn.ReLU()]
-        layers += [nn.Conv2d(width, width, 3, padding=1, groups=width), nn.ReLU()]
-        layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
-    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+    module = nn.Sequential(
+        nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(width, width, 1), nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, groups=width), nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10),
+    )  # fmt: skip
     return trace(module, (1, 3, 28, 28), align=1, name="alignment probe")

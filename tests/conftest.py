@@ -21,8 +21,9 @@ from pruning.networks import load
 sys.path.insert(0, str(Path(__file__).parent))  # for lawful and tinynet
 
 torch.set_num_threads(1)  # tests run in two processes: threads beyond the cores wait for each other, spinning
-settings.register_profile("patient", deadline=None)  # machines are shared: slow is not wrong
-settings.load_profile("patient")
+settings.register_profile("explore", deadline=None)  # machines are shared: slow is not wrong
+settings.register_profile("same", settings.get_profile("explore"), derandomize=True)  # a change answers for itself alone
+settings.load_profile("same")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 TINY = [
     "--network", "tinynet:wide", "--image-size", "24", "--population", "6", "--generations", "3",
-    "--pruningnet-epochs", "3", "--epochs", "4", "--train-batch", "32", "--quiet",
+    "--pruningnet-epochs", "3", "--epochs", "4", "--train-batch", "64", "--quiet",
 ]  # fmt: skip
 SEARCH = ["-m", "search.run", "--latency", "60%", *TINY]
 ONE_EPOCH = ["--epochs", "1"]  # of final training, where it does not matter how good the networks get
@@ -155,7 +155,7 @@ def test_a_trained_start_and_a_teacher(finished, workplace) -> None:
     assert second[0]["test_accuracy"] > first[0]["test_accuracy"] - 0.1
     assert second[2]["test_accuracy"] > 0.3
     (learnt,) = set((workplace / "runs" / "pruningnets").glob("*.safetensors")) - supernets
-    ahead = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "1", "--train-batch", "32", "--recipe", "light"]
+    ahead = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "1", "--train-batch", "64", "--recipe", "light"]
     told = command([str(ROOT / "tools/train_pruningnet.py"), *ahead, "--weights", "trained.pth"], workplace).stdout
     assert learnt.name in told
     torch.save({name: tensor + 1e-3 if tensor.is_floating_point() else tensor for name, tensor in weights.items()},
@@ -326,7 +326,7 @@ def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
     """It finds the search's own checkpoint: same options, same file."""
     folder, _ = finished
     budget_ms = 0.6 * json.loads((folder / "unpruned.json").read_text())["latency_ms"]
-    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "3", "--train-batch", "32"]
+    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "3", "--train-batch", "64"]
     options += ["--latency", f"{budget_ms}ms"]
     before = {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")}
     done = command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace)
@@ -337,7 +337,7 @@ def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
 def test_train_pruningnet_by_two_processes(finished, workplace) -> None:
     """Under torchrun; one of them speaks and writes. What they have trained serves one process too."""
     tool = str(ROOT / "tools/train_pruningnet.py")
-    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "2", "--train-batch", "32", "--recipe", "light"]
+    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "2", "--train-batch", "64", "--recipe", "light"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = command([*torchrun, tool, *options], workplace)
     assert done.stdout.count("sub-validation accuracy at 1.00") == 1

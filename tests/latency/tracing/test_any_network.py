@@ -1,5 +1,7 @@
 """Networks put together at random: what is traced, sliced and exported computes the same at any widths."""
 
+import copy
+
 import einops
 import numpy as np
 import onnx
@@ -602,6 +604,13 @@ STEPS = st.one_of(
 )
 
 
+def near(module: nn.Module, images: Tensor, tolerance: float) -> dict[str, float]:
+    """How far apart the same may come out in single precision, computed in any order: so far relative to the largest score, and
+    ten times as far as this module's own scores are from what they are in double precision."""
+    scores, exact = module(images).detach(), copy.deepcopy(module).double()(images.double()).detach()
+    return {"rtol": tolerance, "atol": tolerance * float(exact.abs().max()) + 10 * float((scores - exact).abs().max())}
+
+
 def composed(steps: list[tuple[type[Step], tuple[int, ...]]]) -> nn.Sequential:
     """A classifier of these steps, with everything in it that distinguishes channels drawn at random."""
     layers: list[nn.Module] = [Convolved(3, 6, 3, True)]
@@ -619,6 +628,7 @@ def composed(steps: list[tuple[type[Step], tuple[int, ...]]]) -> nn.Sequential:
 
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEPS, min_size=1, max_size=6), seed=st.integers(0, 99))
+@example(steps=[(Halved, (4, 0)), (Various, (6, 0)), (Compared, (4, 0)), (Enlarged, (6, 0)), (GroupNormed, (1,))], seed=57)
 @example(steps=[(Attentive, (6, 2)), (Attentive, (6, 3)), (Attentive, (4, 5))], seed=1)
 @example(steps=[(Attentive, (4, 0)), (Attentive, (2, 6)), (Attentive, (4, 7))], seed=1)
 def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) -> None:
@@ -626,17 +636,17 @@ def test_any_composition_computes_the_same_however_it_is_made(steps, seed: int) 
     module, images = composed(steps), torch.randn(SHAPE)
     net = latency.trace(module, SHAPE, align=1)
     state = net.module.state_dict()
-    torch.testing.assert_close(extract(net, net.max_widths, state)(images), module(images))
+    whole = extract(net, net.max_widths, state)
+    torch.testing.assert_close(whole(images), module(images), **near(whole, images, 1e-5))
     rng = np.random.default_rng(seed)
     for widths in (np.array(net.min_widths), np.array([rng.choice(gene.choices) for gene in net.genes], dtype=np.int64)):
         structure = extract(net, widths, state)
-        scores = structure(images).detach()
-        torch.testing.assert_close(structure(images.repeat(2, 1, 1, 1))[:2], scores)
+        scores, close = structure(images).detach(), near(structure, images, 1e-4)
+        torch.testing.assert_close(structure(images.repeat(2, 1, 1, 1))[:2], scores, **near(structure, images, 1e-5))
         model = net.onnx(widths)
-        near = {"rtol": 1e-4, "atol": 1e-4 * float(scores.abs().max())}  # single precision, in any order
         ran = onnxruntime.InferenceSession(model).run(None, {"images": images.numpy()})[0]
-        torch.testing.assert_close(torch.from_numpy(ran), scores, **near)
-        torch.testing.assert_close(torch_module(onnx.load_from_string(model))[0](images)[0], scores, **near)
+        torch.testing.assert_close(torch.from_numpy(ran), scores, **close)
+        torch.testing.assert_close(torch_module(onnx.load_from_string(model))[0](images)[0], scores, **close)
         assert net.params(widths) == sum(tensor.numel() for tensor in structure.parameters())
         weights = [numpy_helper.to_array(one).size for one in onnx.load_from_string(model).graph.initializer]
         assert sum(weights) < net.params(net.max_widths) + 2000
