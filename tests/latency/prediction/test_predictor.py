@@ -134,6 +134,15 @@ def test_a_changed_graph_is_no_longer_that_network(predictor, tiny_network) -> N
     assert after.high_ms / after.low_ms > before.high_ms / before.low_ms
 
 
+def test_nor_is_one_of_as_many_other_kernels(predictor, tiny_network) -> None:
+    model = onnx.load_from_string(tiny_network.onnx(tiny_network.max_widths))
+    before = predictor.predict(model.SerializeToString())
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Sigmoid"
+    after = predictor.predict(model.SerializeToString())
+    assert len(after.kernels) == len(before.kernels)
+    assert after.high_ms / after.low_ms > before.high_ms / before.low_ms
+
+
 def test_a_model_that_states_another_precision_than_the_table_is_refused(predictor, nonlinear, tiny_network, tmp_path) -> None:
     model = tiny_network.onnx(tiny_network.max_widths)
     for stated in ("int8", "fp16"):
