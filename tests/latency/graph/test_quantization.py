@@ -32,7 +32,7 @@ def parts(model: onnx.ModelProto) -> Counter[tuple[str, int]]:
 
 
 def chain(zero: np.ndarray | None) -> onnx.ModelProto:
-    """conv → Q → DQ → conv → Q → DQ, weights of the first in int8."""
+    """conv → Q → DQ → max pooling → Q → DQ, weights in int8."""
     pair = ["scale", "zero"] if zero is not None else ["scale"]
     nodes = [
         helper.make_node("DequantizeLinear", ["w0", "scale"], ["weight"]),
