@@ -15,15 +15,13 @@ import onnx
 
 from latency.errors import MeasurementError
 from latency.graph.quantization import dequantized
-from latency.graph.shapes import Shapes, attributes_of, folded, mixes_channels
+from latency.graph.shapes import PRODUCTS, Shapes, attributes_of, folded, mixes_channels
 
 ACTIVATIONS = frozenset("Relu Clip HardSwish HardSigmoid Sigmoid Tanh LeakyRelu".split())
 """Activations that fuse into the operation before them; others, SiLU among them, are kernels of their own."""
 
 SAME_AS = {"globalaveragepool": "reducemean", "flatten": "reshape", "squeeze": "reshape", "unsqueeze": "reshape"}
 """Operations that exporters write in two ways."""
-
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 DENSE = frozenset(product.lower() for product in PRODUCTS)
 """Operations, as in kernels' types, of which every output reads every input channel."""

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from latency.errors import DeviceUnavailable
-from latency.graph.kernels import PRODUCTS
+from latency.graph.shapes import PRODUCTS
 
 SCALE = 1 / 32
 """Of activations: made up, on the assumption (not measured) that milliseconds do not depend on it; calibrate what

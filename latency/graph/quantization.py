@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from latency.graph.shapes import PRODUCTS
+
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 
-RECTIFIED = frozenset("Conv ConvTranspose Gemm MatMul BatchNormalization Add".split())
+RECTIFIED = PRODUCTS | {"BatchNormalization", "Add"}
 """Operations whose ReLU a quantizer leaves to the range of what is quantized after them."""
 
 

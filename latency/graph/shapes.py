@@ -17,6 +17,9 @@ from latency.errors import MeasurementError
 OF_IMAGES = frozenset("Conv ConvTranspose BatchNormalization MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split())
 """Operations whose channels lie on axis 1."""
 
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operations that multiply by weights and add up."""
+
 MOST_SHAPE_VALUES = 64
 """Initializers of up to so many values may say of what shape something is (the sizes of a Reshape, the scales of a Resize)."""
 

@@ -19,8 +19,9 @@ from onnx.reference import ReferenceEvaluator
 
 from latency.errors import TraceError
 from latency.graph.axis import AnyAxis, Axis, concatenated, equal_part, kept, mesh
-from latency.graph.kernels import PRODUCTS, PlacedKernel, find_kernels, operation_of
+from latency.graph.kernels import PlacedKernel, find_kernels, operation_of
 from latency.graph.shapes import (
+    PRODUCTS,
     Reshaped,
     attributes_of,
     channel_axes,

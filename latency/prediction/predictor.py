@@ -222,7 +222,8 @@ class LatencyPredictor:
         warnings.warn(f"{text}; guessed.", stacklevel=4)
 
     def _require_precision(self, model: onnx.ModelProto) -> None:
-        stated, mine = stated_precision(model), self.table.fingerprint.get("precision", "fp32")
+        stated = stated_precision(model)
+        mine = self.table.fingerprint.get("precision", stated)
         if stated not in ("fp32", mine):
             raise PredictionError(
                 f"the model computes in {stated}, and the table at '{self.table.path}' was measured in {mine}; take or build "

@@ -10,8 +10,8 @@ from onnx import helper, numpy_helper
 
 import latency
 from latency.devices.ort_int8 import quantized
-from latency.graph.kernels import PRODUCTS
 from latency.graph.precision import lowered, require_precision
+from latency.graph.shapes import PRODUCTS
 
 
 @pytest.fixture(scope="module", params=["mobilenet_v2", "tinynet:tiny_convnext", "tinynet:halves"])
