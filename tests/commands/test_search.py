@@ -140,20 +140,20 @@ def test_a_front_of_networks(workplace) -> None:
 
 
 def test_a_trained_start_and_a_teacher(finished, workplace) -> None:
-    """The unpruned network of the first run is where this one starts; a single epoch then goes a long way."""
+    """The unpruned network of the first run is where this one starts; half as many epochs then go as far, whatever is found."""
     folder, _ = finished
     state = load_file(folder / "checkpoints" / "unpruned.safetensors")
     weights = {name.removeprefix("module."): torch.from_numpy(tensor) for name, tensor in state.items()}
     torch.save(weights, workplace / "trained.pth")
     options = [*SEARCH, "--weights", "trained.pth", "--distill", "--recipe", "light", "--out", "runs/pretrained"]
-    short = [{"4": "1", "3": "1"}.get(option, option) for option in options]  # epochs and generations
+    short = [{"4": "2", "3": "1"}.get(option, option) for option in options]  # epochs and generations
     supernets = set((workplace / "runs" / "pruningnets").glob("*.safetensors"))
     command(short, workplace)
     first, second = (
         json.loads((workplace / "runs" / name / "result.json").read_text())["networks"] for name in ("first", "pretrained")
     )
     assert second[0]["test_accuracy"] > first[0]["test_accuracy"] - 0.1
-    assert second[2]["test_accuracy"] > 0.3
+    assert second[2]["test_accuracy"] > 0.6
     (learnt,) = set((workplace / "runs" / "pruningnets").glob("*.safetensors")) - supernets
     ahead = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "1", "--train-batch", "64", "--recipe", "light"]
     told = command([str(ROOT / "tools/train_pruningnet.py"), *ahead, "--weights", "trained.pth"], workplace).stdout
