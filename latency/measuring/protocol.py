@@ -67,9 +67,10 @@ def timed(loaded: Sequence[LoadedModel], protocol: Protocol, max_spread: float) 
 
 
 def _visited(loaded: LoadedModel, protocol: Protocol) -> Rounds:
-    """Warm up, see how many rounds of how many runs to make, and make half of them in one go."""
-    once = float(np.median(loaded.times(protocol.min_runs).ms))
-    loaded.run(math.ceil(protocol.warmup_ms / once))
+    """Warm up, see meanwhile how many rounds of how many runs to make, and make half of them in one go."""
+    first = loaded.times(protocol.min_runs).ms
+    once = float(np.median(first))
+    loaded.run(max(0, math.ceil((protocol.warmup_ms - first.sum()) / once)))
     runs = max(protocol.min_runs, math.ceil(protocol.round_ms / once))
     affordable = math.ceil(protocol.timed_ms / (runs * once))
     count = math.ceil(min(protocol.rounds, max(protocol.fewest_rounds, affordable)) / 2)
