@@ -89,6 +89,11 @@ class LatencyPredictor:
         self._models: dict[str, LatencyModel] = {}
         self._costs: dict[tuple[str, int], LatencyCost] = {}
 
+    def ready_for_others(self) -> LatencyPredictor:
+        """Itself, the model fitted now that all networks share that have none of their own."""
+        self._model("")
+        return self
+
     def predict(
         self,
         model: str | os.PathLike[str] | bytes | nn.Module,
@@ -349,7 +354,7 @@ def _flattened(kernels: Sequence[Kernel], cin: np.ndarray, cout: np.ndarray) -> 
 
 
 def load_predictor(table: str | os.PathLike[str], root: str | os.PathLike[str] = "lut_data") -> LatencyPredictor:
-    """The predictor of a device.
+    """The predictor of a device, all fitted that networks of which nothing is in the table need.
 
     Args:
         table: a device name ("ort"), looked up under `root`, or the path to a table.
@@ -358,11 +363,13 @@ def load_predictor(table: str | os.PathLike[str], root: str | os.PathLike[str] =
     Raises:
         TableError: no such table, or one that cannot be read.
     """
-    if Path(table).exists():
-        return LatencyPredictor(LatencyTable.read(table))
-    if os.sep in str(table):
-        return LatencyPredictor(LatencyTable.read(table))  # says that nothing is there
-    return LatencyPredictor(find_table(str(table), root, _fingerprint_here(str(table))))
+    return LatencyPredictor(_found(table, root)).ready_for_others()
+
+
+def _found(table: str | os.PathLike[str], root: str | os.PathLike[str]) -> LatencyTable:
+    if Path(table).exists() or os.sep in str(table):
+        return LatencyTable.read(table)  # says so where nothing is there
+    return find_table(str(table), root, _fingerprint_here(str(table)))
 
 
 def _fingerprint_here(device: str) -> dict[str, str] | None:

@@ -22,6 +22,7 @@ from latency.measuring.kept import KeptMeasurements
 from latency.measuring.table import LatencyTable
 from latency.prediction.calibration import MonotoneLink
 from latency.prediction.predictor import LatencyPredictor
+from latency.prediction.regression import Level
 from latency.validation import agreement, differences_summary, measured_against_predicted, one_gene_differences, summary
 from pruning.networks import load
 
@@ -235,16 +236,14 @@ def test_unreadable_models_are_clear_errors(predictor, tmp_path) -> None:
     for model in (b"nonsense", tmp_path / "missing.onnx"):
         with pytest.raises(latency.PredictionError, match="cannot be read as an ONNX model"):
             predictor.predict(model)
-    from torch import nn
 
     with pytest.raises(latency.PredictionError, match="input_shape"):
         predictor.predict(nn.Identity())
 
 
-def test_another_network_is_predicted_from_its_onnx_file(predictor, nonlinear) -> None:
-    """No rows of its own: kernels are shared, the calibration is that of all rows."""
+def test_another_network_is_predicted_from_its_onnx_file(predictor, nonlinear, monkeypatch) -> None:
+    """No rows of its own: kernels are shared, the calibration is that of all rows. A loaded predictor fits nothing for it."""
     from tinynet import Block, conv_bn
-    from torch import nn
 
     module = nn.Sequential(
         conv_bn(3, 16, 3, 2), nn.ReLU(), Block(16, 24), Block(16, 16), conv_bn(16, 40, 3, 2), nn.ReLU(),
@@ -255,6 +254,9 @@ def test_another_network_is_predicted_from_its_onnx_file(predictor, nonlinear) -
     predicted = predictor.predict(model)
     assert predicted.latency_ms == pytest.approx(nonlinear.load(model).total, rel=0.15)
     assert "regressed" in set(predicted.kernels["source"])
+    loaded = latency.load_predictor(predictor.table.path)
+    monkeypatch.setattr(Level, "__init__", None)
+    assert loaded.predict(model).latency_ms == predicted.latency_ms
 
 
 def test_load_predictor_takes_a_path_or_a_name(predictor) -> None:
