@@ -17,7 +17,7 @@ from latency.errors import DeviceUnavailable, PredictionError, TableError
 from latency.graph.kernels import DENSE, Kernel, family_of, find_kernels, group_size, operation_of, ungrouped
 from latency.graph.network import Network
 from latency.graph.pairwise import PairwiseCost, Term, linear_terms
-from latency.graph.quantization import stated_precision
+from latency.graph.quantization import slower_int8, stated_precision
 from latency.graph.template import SIGNATURE_KEY
 from latency.graph.work import SHAPE_FIELDS, Kernels
 from latency.measuring.table import LatencyTable, find_table
@@ -233,6 +233,11 @@ class LatencyPredictor:
             raise PredictionError(
                 f"the model computes in {stated}, and the table at '{self.table.path}' was measured in {mine}; take or build "
                 f"another: python tools/build_lut.py --precision {stated}."
+            )
+        if unlike := slower_int8(model):
+            raise PredictionError(
+                f"the model computes with {unlike}, which may take many times as long as what the table at '{self.table.path}' "
+                "holds; quantize it with weights in int8 and activations in uint8."
             )
 
     def _summed(self, network: Network, widths: np.ndarray) -> _Summed:

@@ -1,20 +1,49 @@
 """Quantized models have the kernels of the models that they were made of."""
 
+import io
+import warnings
 from collections import Counter
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from latency.devices.ort_int8 import quantized
 from latency.graph.kernels import find_kernels
 from latency.graph.precision import lowered
-from latency.graph.quantization import dequantized, stated_precision
+from latency.graph.quantization import dequantized, slower_int8, stated_precision
+
+
+class Noise:
+    """Two batches to calibrate by."""
+
+    def __init__(self, model: bytes) -> None:
+        (images,) = onnx.load_from_string(model).graph.input
+        rng, shape = np.random.default_rng(0), [one.dim_value for one in images.type.tensor_type.shape.dim]
+        self._batches = iter([{images.name: rng.standard_normal(shape, dtype=np.float32)} for _ in range(2)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._batches, None)
+
+
+def in_quantized_operations(model: bytes, **options: object) -> bytes:
+    """As int8 files of the ONNX Model Zoo are: QLinearConv and its like instead of pairs."""
+    options = {"quant_format": QuantFormat.QOperator, "activation_type": QuantType.QUInt8, **options}
+    made = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantize_static(onnx.load_from_string(model), made, Noise(model), **options)
+    return made.getvalue()
 
 
 @pytest.mark.parametrize("name", ["tinynet:gates", "resnet18", "tinynet:tiny_convnext"])
-@pytest.mark.parametrize("lower", [quantized, lambda model: lowered(model, "int8")], ids=["ONNX Runtime's", "ours"])
+@pytest.mark.parametrize(
+    "lower",
+    [quantized, in_quantized_operations, lambda model: lowered(model, "int8")],
+    ids=["ONNX Runtime's", "ONNX Runtime's operations", "ours"],
+)
 def test_kernels_are_those_of_the_float_model(lower, name: str, traced) -> None:
     """ReLU among them, which ONNX Runtime's quantization takes away; what does not wait for each other may change places."""
     net = traced(name)
@@ -67,6 +96,25 @@ def test_a_range_that_begins_at_zero_stands_for_relu(zero: np.ndarray | None, fi
     onnx.checker.check_model(dequantized(model), full_check=True)
     assert [one.kernel.type for one in find_kernels(model)] == [first, "maxpool2x2s1"]
     assert {node.op_type for node in dequantized(model).graph.node} <= {"Conv", "Relu", "MaxPool", "Identity"}
+
+
+@pytest.mark.parametrize("way", [QuantFormat.QOperator, QuantFormat.QDQ])
+@pytest.mark.parametrize(
+    ("activations", "weights", "in_operations", "in_pairs"),
+    [
+        (QuantType.QUInt8, QuantType.QInt8, "", ""),
+        (QuantType.QInt8, QuantType.QInt8, "activations in int8", ""),
+        (QuantType.QUInt8, QuantType.QUInt8, "weights in uint8", "weights in uint8"),
+    ],
+)
+def test_a_model_says_what_makes_its_int8_another(
+    way: QuantFormat, activations: QuantType, weights: QuantType, in_operations: str, in_pairs: str, traced
+) -> None:
+    net = traced("resnet18")
+    model = net.onnx(net.nearest_widths(0.1))
+    low = in_quantized_operations(model, quant_format=way, activation_type=activations, weight_type=weights)
+    assert slower_int8(onnx.load_from_string(low)) == (in_operations if way == QuantFormat.QOperator else in_pairs)
+    assert not slower_int8(onnx.load_from_string(model))
 
 
 def test_a_model_says_in_which_precision_it_computes(traced) -> None:

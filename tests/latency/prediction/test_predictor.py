@@ -154,6 +154,12 @@ def test_a_model_that_states_another_precision_than_the_table_is_refused(predict
     table = LatencyTable.open(tmp_path, nonlinear.fingerprint() | {"precision": "int8"})
     in_int8 = LatencyPredictor(build_table(nonlinear, tiny_network, quick_plan(tiny_network, 40), table))
     assert in_int8.predict(lowered(model, "int8")).latency_ms == pytest.approx(in_int8.predict(model).latency_ms)
+    unsigned = onnx.load_from_string(lowered(model, "int8"))
+    for tensor in unsigned.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8:
+            tensor.data_type = onnx.TensorProto.UINT8
+    with pytest.raises(latency.PredictionError, match=r"computes with weights in uint8.*with weights in int8"):
+        in_int8.predict(unsigned.SerializeToString())
 
 
 def test_a_guess_says_that_it_is_one(predictor) -> None:
