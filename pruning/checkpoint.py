@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +51,30 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, 
         CheckpointError: unreadable, not ours, or made for something else: names the first entry that differs.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with uninterrupted(), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _require(path, metadata, identity)
             return {name: file.get_tensor(name) for name in file.keys()}, int(metadata["step"])  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' is not a whole safetensors file ({error}); remove it to start over.") from error
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """ctrl-C waits until the end. What safetensors reads it makes tensors of in Python, and a KeyboardInterrupt that comes then
+    leaves it as a ValueError."""
+    raises_here = threading.current_thread() is threading.main_thread()
+    if not raises_here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _require(path: Path, metadata: Mapping[str, str], identity: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from latency.errors import MillipruneError
+from pruning.checkpoint import uninterrupted
 from pruning.networks import UnknownNetwork, load
 
 
@@ -60,7 +61,8 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 def _from_file(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            with uninterrupted():
+                return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise WeightsError(f"weights '{path}' cannot be read: {str(error).splitlines()[0]}; expected a state dict.") from error
