@@ -43,7 +43,7 @@ QUANTIZED = {
 RECTIFIED = PRODUCTS | {"BatchNormalization", "Add"}
 """Operations whose ReLU a quantizer leaves to the range of what is quantized after them."""
 
-WEIGHTED = ("QLinearConv", "QLinearMatMul", "QGemm")
+WEIGHTED = frozenset(name for name, operation in QUANTIZED.items() if operation.plain in PRODUCTS)
 """Those of them whose input 2 is the zero point of what they read, and whose input 3 may be weights."""
 
 NOT_PLAIN = ("channels_last", "opset")

@@ -29,7 +29,7 @@ class Noise:
 
 
 def in_quantized_operations(model: bytes, **options: object) -> bytes:
-    """As int8 files of the ONNX Model Zoo are: QLinearConv and its like instead of pairs."""
+    """QLinearConv and its like instead of pairs."""
     options = {"quant_format": QuantFormat.QOperator, "activation_type": QuantType.QUInt8, **options}
     made = io.BytesIO()
     with warnings.catch_warnings():
@@ -58,6 +58,23 @@ def parts(model: onnx.ModelProto) -> Counter[tuple[str, int]]:
     """How often each operation makes so many channels."""
     kernels = [one.kernel for one in find_kernels(model)]
     return Counter((part, kernel.cout) for kernel in kernels for part in kernel.type.split("+"))
+
+
+def test_operations_that_only_older_exporters_write_are_known_too() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("LeakyRelu", ["a"], ["b"], alpha=0.1),
+        helper.make_node("AveragePool", ["b"], ["c"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["c"], ["y"]),
+    ]
+    weights = [numpy_helper.from_array(np.random.default_rng(0).normal(size=(4, 4, 3, 3)).astype(np.float32), "w")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, size, size]) for name, size in (("x", 8), ("y", 1))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    low = onnx.load_from_string(in_quantized_operations(model.SerializeToString()))
+    made = {node.op_type for node in low.graph.node}
+    assert {"QLinearConv", "QLinearLeakyRelu", "QLinearAveragePool", "QLinearGlobalAveragePool"} <= made
+    assert [one.kernel for one in find_kernels(low)] == [one.kernel for one in find_kernels(model)]
 
 
 def chain(zero: np.ndarray | None) -> onnx.ModelProto:
