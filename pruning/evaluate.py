@@ -98,7 +98,13 @@ def balanced(labels: Tensor, count: int) -> Tensor:
 
 def calibration_images(data: Dataset, count: int) -> Tensor:
     """Normalised training images [count, C, H, W] that show all classes alike, for BN statistics."""
-    return data.normalised(data.train.subset(balanced(data.train.labels, count)).pixels)
+    return labelled_calibration_images(data, count)[0]
+
+
+def labelled_calibration_images(data: Dataset, count: int) -> tuple[Tensor, Tensor]:
+    """The same with their labels int64[count]."""
+    images = data.train.subset(balanced(data.train.labels, count))
+    return data.normalised(images.pixels), images.labels
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ from latency.devices import Device
 from latency.graph.network import Network
 from latency.prediction.predictor import LatencyPredictor
 from pruning.data import Dataset, find_data
-from pruning.evaluate import STATISTICS_BATCH, calibration_images
+from pruning.evaluate import STATISTICS_BATCH, labelled_calibration_images
 from pruning.fit import training_steps
 from pruning.hardware import compute_device
+from pruning.importance import most_important_first
 from pruning.networks import load, trace_classifier
 from pruning.normalise import gains_bn, trained_weights
 from pruning.pretrained import digest, load_weights
@@ -74,7 +75,7 @@ class Context:
             reporter.say("its convolutions have BN while they are trained, folded into them when exported")
         if kept:
             reporter.say(f"starting from '{config.weights}', but for {' and '.join(kept)}, which differ in shape")
-        weights = trained_weights(network, calibration_images(data, STATISTICS_BATCH).cpu()) if config.weights else None
+        weights = _starting_weights(network, data) if config.weights else None
         return cls(config, out, lut, reporter, device, data, module, network, weights)
 
     @cached_property
@@ -116,3 +117,9 @@ class Context:
                 progress=partial(training_note, update), structures=structures,
             )  # fmt: skip
         return pruningnet, path
+
+
+def _starting_weights(network: Network, data: Dataset) -> dict[str, Tensor]:
+    """Those of the trained `network`, its most important channels first."""
+    images, labels = (one.cpu() for one in labelled_calibration_images(data, STATISTICS_BATCH))
+    return most_important_first(network, trained_weights(network, images), images, labels)

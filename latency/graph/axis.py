@@ -5,7 +5,7 @@ Pruning keeps the first entries of every part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,7 @@ class Concatenation:
         return sum(part.length(widths) for part in self.parts)
 
     def index(self, widths: np.ndarray) -> slice | np.ndarray:
-        starts = np.cumsum([0, *(part.size for part in self.parts)])
-        return np.concatenate([np.arange(s, s + p.length(widths)) for s, p in zip(starts, self.parts, strict=False)])
+        return np.concatenate([np.arange(start, start + part.length(widths)) for start, part in stretches(self)])
 
     def repeated(self, times: int) -> Concatenation:
         return Concatenation(tuple(part.repeated(times) for part in self.parts))
@@ -85,6 +84,24 @@ def concatenated(axes: Sequence[AnyAxis]) -> AnyAxis:
     """One axis of all parts of `axes`."""
     parts = tuple(part for axis in axes for part in axis.parts)
     return parts[0] if len(parts) == 1 else Concatenation(parts)
+
+
+def stretches(axis: AnyAxis) -> Iterator[tuple[int, Axis]]:
+    """Each part of `axis` with the place where it begins."""
+    start = 0
+    for part in axis.parts:
+        yield start, part
+        start += part.size
+
+
+def reordered(axis: AnyAxis, gene: int, order: np.ndarray) -> np.ndarray:
+    """int64[size]: the entries of `axis` once the channels of `gene` come in another order (int64[max_width])."""
+    entries = np.arange(axis.size)
+    for start, part in stretches(axis):
+        if part.gene == gene:
+            channels = entries[start : start + part.size].reshape(-1, part.per_channel)
+            entries[start : start + part.size] = channels[order].ravel()
+    return entries
 
 
 def equal_part(axis: AnyAxis, count: int) -> AnyAxis:
