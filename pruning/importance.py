@@ -13,11 +13,23 @@ from torch.func import functional_call
 
 from latency.graph.axis import reordered, stretches
 from latency.graph.network import Network
+from pruning.data import Dataset
+from pruning.evaluate import labelled_calibration_images
 from pruning.extract import alike
 from pruning.normalise import normalised
 
 BATCH = 10
 """Images whose gradients are added before they are squared: as good as one by one, and much faster."""
+
+
+IMAGES = 500
+
+
+def start_from(network: Network, weights: Mapping[str, Tensor], data: Dataset) -> dict[str, Tensor]:
+    """Trained `weights` as a PruningNet begins with them: the most important channels first, by training images of `data`."""
+    images, labels = labelled_calibration_images(data, IMAGES)
+    on_cpu = {name: tensor.cpu() for name, tensor in weights.items()}
+    return most_important_first(network, on_cpu, images.cpu(), labels.cpu())
 
 
 def most_important_first(network: Network, weights: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -49,15 +61,15 @@ def channel_importance(
     To first order a channel that is scaled by 1 + s changes the loss by s times the sum of weight × gradient over its part of
     a tensor (Molchanov et al., CVPR 2019, section 3); squares of that are added over batches, and over tensors that have it.
     """
-    module = copy.deepcopy(network.module).eval().requires_grad_()
-    module.load_state_dict(weights)
+    module = copy.deepcopy(network.module).eval()
+    parameters = {name: weights[name].detach().clone().requires_grad_() for name in network.parameter_names}
     importance = tuple(np.zeros(gene.max_width) for gene in network.genes)
     for part, right in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-        module.zero_grad()
-        F.cross_entropy(module(part), right, reduction="sum").backward()
-        for name, parameter in module.named_parameters():
-            if parameter.grad is not None and name in network.tensors:
-                _add_squares(network, name, (parameter.detach() * parameter.grad).double().numpy(), importance)
+        scores = functional_call(module, {**weights, **parameters}, (part,))
+        loss = F.cross_entropy(scores, right, reduction="sum")
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            _add_squares(network, name, (parameter.detach() * gradient).double().numpy(), importance)
     return importance
 
 

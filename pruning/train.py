@@ -33,19 +33,21 @@ class Supernet:
 
     `sandwich`: the largest from the labels, then the smallest and a random one from the largest's scores (the sandwich rule
     with inplace distillation, Yu and Huang, ICCV 2019, section 3); otherwise one random structure (MetaPruning, section 3.1).
-    `focused`: on structures within the budget only, the ones that a search can choose.
+    `focused`: on structures within the budget only, the ones that a search can choose. `warm`: begins with what the unpruned
+    network has learnt.
     """
 
     generator: str
     sandwich: bool = False
     focused: bool = False
+    warm: bool = False
 
     def __str__(self) -> str:
-        return self.generator + ", sandwich" * self.sandwich + ", focused" * self.focused
+        return self.generator + ", sandwich" * self.sandwich + ", focused" * self.focused + ", warm" * self.warm
 
 
 SUPERNETS = {
-    "focused": Supernet("full", focused=True),
+    "focused": Supernet("full", focused=True, warm=True),
     "paper": Supernet("full"),
     "light": Supernet("low-rank"),
     "sandwich": Supernet("full", sandwich=True),
@@ -176,8 +178,7 @@ def train_structure(
     def backward(images: Tensor, labels: Tensor, step: int) -> Tensor:
         return learned(images, labels)
 
-    identity = _identity("structure", network, data, recipe, seed)
-    identity |= {"widths": [int(w) for w in widths], "distilled": teacher is not None}
+    identity = _structure_identity(network, widths, data, recipe, seed, teacher is not None)
     fit(structure, backward, data, recipe, seed=seed, checkpoint=checkpoint, identity=identity, progress=progress)
     structure.eval()
 
@@ -197,9 +198,18 @@ def pruningnet_path(
     Args:
         weights: digest of what it starts from, where that is not drawn from the seed.
     """
-    identity = pruningnet_identity(network, supernet, data, recipe, seed, structures)
+    return _path(folder, network, data, pruningnet_identity(network, supernet, data, recipe, seed, structures), weights)
+
+
+def unpruned_path(folder: Path, network: Network, data: Dataset, recipe: Recipe, seed: int, weights: str = "") -> Path:
+    """The same for the unpruned network, trained alone."""
+    identity = _structure_identity(network, np.array(network.max_widths), data, recipe, seed, distilled=False)
+    return _path(folder, network, data, identity, weights, "-unpruned")
+
+
+def _path(folder: Path, network: Network, data: Dataset, identity: Mapping[str, Any], weights: str, what: str = "") -> Path:
     digest = hashlib.sha256(json.dumps([identity, weights], sort_keys=True).encode()).hexdigest()[:8]
-    return folder / f"{network.name.replace(':', '.')}-{data.name}-{data.size}px-{digest}.safetensors"
+    return folder / f"{network.name.replace(':', '.')}{what}-{data.name}-{data.size}px-{digest}.safetensors"
 
 
 def pruningnet_identity(
@@ -211,6 +221,13 @@ def pruningnet_identity(
         "supernet": asdict(supernet),
         "structures": dict(structures.within) if structures else {},
     }
+
+
+def _structure_identity(
+    network: Network, widths: np.ndarray, data: Dataset, recipe: Recipe, seed: int, distilled: bool
+) -> dict[str, Any]:
+    identity = _identity("structure", network, data, recipe, seed)
+    return identity | {"widths": [int(width) for width in widths], "distilled": distilled}
 
 
 def _identity(kind: str, network: Network, data: Dataset, recipe: Recipe, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What all stages of a run share, and the training of a PruningNet ahead of one: device, images, network, table, PruningNet."""
+"""What all stages of a run share: device, images, network, table, and the unpruned network and PruningNet as trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from torch import Tensor, nn
+import numpy as np
+from torch import Tensor, fx, nn
 
 from latency import open_device
 from latency.alignment import alignment_of
@@ -15,16 +16,25 @@ from latency.devices import Device
 from latency.graph.network import Network
 from latency.prediction.predictor import LatencyPredictor
 from pruning.data import Dataset, find_data
-from pruning.evaluate import STATISTICS_BATCH, labelled_calibration_images
+from pruning.evaluate import STATISTICS_BATCH, calibration_images
 from pruning.fit import training_steps
 from pruning.hardware import compute_device
-from pruning.importance import most_important_first
+from pruning.importance import start_from
 from pruning.networks import load, trace_classifier
 from pruning.normalise import gains_bn, trained_weights
 from pruning.pretrained import digest, load_weights
 from pruning.pruningnet import PruningNet
 from pruning.recipe import Recipe, recipe_for
-from pruning.train import new_pruningnet, pruningnet_path, supernet_for, train_pruningnet
+from pruning.train import (
+    Supernet,
+    new_pruningnet,
+    new_structure,
+    pruningnet_path,
+    supernet_for,
+    train_pruningnet,
+    train_structure,
+    unpruned_path,
+)
 from search.budget import show_amount
 from search.config import RunConfig
 from search.feasible import FeasibleSet
@@ -35,21 +45,22 @@ from search.progress import Reporter, training_note
 
 @dataclass(frozen=True)
 class Context:
-    """`network` is traced from `module`; `weights` are those to start from, None to draw them from the seed. Results go to the
-    folder `out`, latency tables are kept in `lut`."""
+    """`network` is traced from `module`; `given` are trained weights to start from, if there are any. Results go to the folder
+    `out`; PruningNets are kept in `pruningnets`, latency tables in `lut`, for later runs too."""
 
     config: RunConfig
     out: Path
+    pruningnets: Path
     lut: Path
     reporter: Reporter
     device: Device
     data: Dataset
     module: nn.Module
     network: Network
-    weights: Mapping[str, Tensor] | None
+    given: Mapping[str, Tensor] | None
 
     @classmethod
-    def of(cls, config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> Context:
+    def of(cls, config: RunConfig, out: Path, pruningnets: Path, lut: Path, reporter: Reporter) -> Context:
         """Open, load and trace what `config` names; says what that is."""
         device = open_device(config.device, threads=config.threads, precision=config.precision, lut=lut)
         found = find_data(config.data, config.image_size, reporter.bar)
@@ -75,8 +86,8 @@ class Context:
             reporter.say("its convolutions have BN while they are trained, folded into them when exported")
         if kept:
             reporter.say(f"starting from '{config.weights}', but for {' and '.join(kept)}, which differ in shape")
-        weights = _starting_weights(network, data) if config.weights else None
-        return cls(config, out, lut, reporter, device, data, module, network, weights)
+        given = trained_weights(network, calibration_images(data, STATISTICS_BATCH).cpu()) if config.weights else None
+        return cls(config, out, pruningnets, lut, reporter, device, data, module, network, given)
 
     @cached_property
     def predictor(self) -> LatencyPredictor:
@@ -93,33 +104,55 @@ class Context:
         return ms if self.device.at_hand else None
 
     @cached_property
-    def weights_digest(self) -> str:
-        """Of the weights to start from; "" without any."""
-        return "" if self.weights is None else digest(self.weights)
+    def given_digest(self) -> str:
+        """Of the weights given; "" without any."""
+        return "" if self.given is None else digest(self.given)
 
     def training(self, epochs: int) -> Recipe:
-        """How PruningNet, and in the end the networks, are trained."""
+        """How PruningNet, and the networks, are trained."""
         config = self.config
         return recipe_for(self.network, epochs, config.train_batch, config.optimizer, config.lr)
 
-    def pruningnet(self, folder: Path, feasible: FeasibleSet | None) -> tuple[PruningNet, Path]:
-        """The PruningNet for searches in `feasible` (None: of all structures), trained, or trained on from its checkpoint,
-        which is kept in `folder`."""
+    @cached_property
+    def supernet(self) -> Supernet:
+        """What kind of PruningNet."""
+        return supernet_for(self.config.recipe, self.training(self.config.pruningnet_epochs))
+
+    @property
+    def _unpruned_path(self) -> Path:
+        recipe = self.training(self.config.epochs)
+        return unpruned_path(self.pruningnets, self.network, self.data, recipe, self.config.seed, self.given_digest)
+
+    @cached_property
+    def unpruned(self) -> fx.GraphModule:
+        """The unpruned network, trained alone, from the weights given or from scratch; or loaded from its checkpoint."""
+        network, data, seed, recipe = self.network, self.data, self.config.seed, self.training(self.config.epochs)
+        full = np.array(network.max_widths)
+        structure = new_structure(network, full, seed, self.given).to(compute_device())
+        with self.reporter.bar("training unpruned", training_steps(data, recipe)) as update:
+            train_structure(
+                structure, network, full, data, recipe, seed=seed, checkpoint=self._unpruned_path,
+                progress=partial(training_note, update),
+            )  # fmt: skip
+        return structure
+
+    @cached_property
+    def weights(self) -> Mapping[str, Tensor] | None:
+        """Those that PruningNet starts from, each gene's most important channels first; None: drawn from the seed."""
+        weights = self.unpruned.state_dict() if self.supernet.warm else self.given
+        return weights and start_from(self.network, weights, self.data)
+
+    def pruningnet(self, feasible: FeasibleSet | None) -> tuple[PruningNet, Path]:
+        """The PruningNet for searches in `feasible` (None: of all structures), trained, or trained on from its checkpoint."""
         config, network, data, seed = self.config, self.network, self.data, self.config.seed
-        recipe = self.training(config.pruningnet_epochs)
-        supernet = supernet_for(config.recipe, recipe)
+        recipe, supernet = self.training(config.pruningnet_epochs), self.supernet
         pruningnet = new_pruningnet(network, supernet, seed, self.weights).to(compute_device())
         structures = trained_on(supernet, feasible, self.device, front=config.pareto) if feasible else None
-        path = pruningnet_path(folder, network, supernet, data, recipe, seed, self.weights_digest, structures)
+        start = self._unpruned_path.stem if supernet.warm else self.given_digest
+        path = pruningnet_path(self.pruningnets, network, supernet, data, recipe, seed, start, structures)
         with self.reporter.bar("training PruningNet", training_steps(data, recipe)) as update:
             train_pruningnet(
                 pruningnet, supernet, data, recipe, seed=seed, checkpoint=path,
                 progress=partial(training_note, update), structures=structures,
             )  # fmt: skip
         return pruningnet, path
-
-
-def _starting_weights(network: Network, data: Dataset) -> dict[str, Tensor]:
-    """Those of the trained `network`, its most important channels first."""
-    images, labels = (one.cpu() for one in labelled_calibration_images(data, STATISTICS_BATCH))
-    return most_important_first(network, trained_weights(network, images), images, labels)

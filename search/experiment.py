@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor, nn
 
 from latency import open_device
 from latency.alignment import alignment_of
@@ -17,6 +18,7 @@ from latency.prediction.predictor import LatencyPredictor
 from pruning.data import Dataset
 from pruning.evaluate import accuracy
 from pruning.fit import training_steps
+from pruning.importance import start_from
 from pruning.networks import load, trace_classifier
 from pruning.pruningnet import PruningNet
 from pruning.recipe import Recipe
@@ -28,6 +30,7 @@ from pruning.train import (
     pruningnet_path,
     train_pruningnet,
     train_structure,
+    unpruned_path,
 )
 from search.feasible import FeasibleSet
 from search.focus import trained_on
@@ -64,12 +67,13 @@ class Experiment:
         """Measured once, so that percentages keep their meaning."""
         return unpruned_ms(self.device, self.network, self.predictor, self.runs)
 
-    def pruningnet(self, kind: Supernet, recipe: Recipe, feasible: FeasibleSet) -> tuple[PruningNet, float]:
+    def pruningnet(self, kind: Supernet, recipe: Recipe, feasible: FeasibleSet, alone: Recipe) -> tuple[PruningNet, float]:
         """A PruningNet, trained for searches in `feasible`, and the seconds that training took (its last part, if it was
-        interrupted)."""
-        supernet = new_pruningnet(self.network, kind, 0).to(self.data.mean.device)
+        interrupted). A `warm` one begins with the unpruned network as trained `alone`."""
+        weights, start = self.start(alone) if kind.warm else (None, "")
+        supernet = new_pruningnet(self.network, kind, 0, weights).to(self.data.mean.device)
         structures = trained_on(kind, feasible, self.device)
-        path = pruningnet_path(self.runs, self.network, kind, self.data, recipe, 0, structures=structures)
+        path = pruningnet_path(self.runs, self.network, kind, self.data, recipe, 0, start, structures)
         log, began = path.with_suffix(".json"), time.monotonic()
         with self.reporter.bar(f"PruningNet: {kind}", training_steps(self.data, recipe)) as update:
             train_pruningnet(
@@ -80,15 +84,34 @@ class Experiment:
             write_json(log, {"seconds": time.monotonic() - began})
         return supernet, float(read_json(log)["seconds"])
 
+    def start(self, alone: Recipe) -> tuple[dict[str, Tensor], str]:
+        """What the unpruned network learns, its most important channels first, and what tells it from others."""
+        unpruned = self._structure(np.array(self.network.max_widths), alone, 0)
+        start = unpruned_path(self.runs, self.network, self.data, alone, 0).stem
+        return start_from(self.network, unpruned.state_dict(), self.data), start
+
     def trained(self, widths: np.ndarray, recipe: Recipe, seed: int, start: tuple[PruningNet, str] | None = None) -> float:
         """Test accuracy of the structure int64[L], trained from scratch, or on from what a PruningNet gives it. Trainings from
         one PruningNet are told from those of others by its label."""
-        folder = f"continued-{start[1]}" if start else "scratch"
+        return accuracy(self._structure(widths, recipe, seed, start), self.data.test, self.data)
+
+    def trained_on(self, structure: nn.Module, widths: np.ndarray, recipe: Recipe, seed: int, label: str) -> float:
+        """Test accuracy of `structure`, whose widths are int64[L], trained on; `label` tells it from others."""
+        return accuracy(self._fitted(structure, widths, recipe, seed, label), self.data.test, self.data)
+
+    def _structure(
+        self, widths: np.ndarray, recipe: Recipe, seed: int, start: tuple[PruningNet, str] | None = None
+    ) -> nn.Module:
+        label = f"continued-{start[1]}" if start else "scratch"
         structure = continued_structure(start[0], widths) if start else new_structure(self.network, widths, seed)
-        checkpoint = self.runs / folder / f"{'-'.join(map(str, widths))}-{recipe.epochs}e-lr{recipe.lr:g}-s{seed}.safetensors"
-        with self.reporter.bar(f"{folder}, seed {seed}", training_steps(self.data, recipe)) as update:
+        return self._fitted(structure, widths, recipe, seed, label)
+
+    def _fitted(self, structure: nn.Module, widths: np.ndarray, recipe: Recipe, seed: int, label: str) -> nn.Module:
+        structure = structure.to(self.data.mean.device)
+        checkpoint = self.runs / label / f"{'-'.join(map(str, widths))}-{recipe.epochs}e-lr{recipe.lr:g}-s{seed}.safetensors"
+        with self.reporter.bar(f"{label}, seed {seed}", training_steps(self.data, recipe)) as update:
             train_structure(
-                structure.to(self.data.mean.device), self.network, widths, self.data, recipe, seed=seed,
-                checkpoint=checkpoint, progress=partial(training_note, update),
+                structure, self.network, widths, self.data, recipe, seed=seed, checkpoint=checkpoint,
+                progress=partial(training_note, update),
             )  # fmt: skip
-        return accuracy(structure, self.data.test, self.data)
+        return structure

@@ -47,6 +47,8 @@ LearningRate = Annotated[
     float | None,
     Option("--lr", min=1e-6, help="Peak learning rate for a step of 512 images (default: sgd 0.75, paper 0.25; adamw 0.006)."),
 ]
+PruningNetEpochs = Annotated[int, Option(min=1, help="Epochs of PruningNet training.")]
+Epochs = Annotated[int, Option(min=1, help="Epochs of every network's own training, the unpruned one's too.")]
 TrainBatch = Annotated[int, Option(min=2, help="Images in a training step, of all processes together.")]
 Population = Annotated[int, Option(min=1, help="Structures in a generation.")]
 Generations = Annotated[int, Option(min=1, help="Generations of each search.")]

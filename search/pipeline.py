@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from pruning.evaluate import StructureEvaluator
 from pruning.pruningnet import PruningNet
@@ -28,7 +29,7 @@ from search.genetic import Candidate, Evolution, evolve
 from search.pareto import front
 from search.progress import Reporter, read_log, search_note
 from search.report import OutputError, read_json, result_table, versions, write_file, write_json
-from search.retrain import Job, Start, exported, trained
+from search.retrain import Job, Start, described, exported, trained
 from search.uniform import uniform_within
 
 
@@ -43,10 +44,10 @@ def run(config: RunConfig, out: Path, lut: Path, reporter: Reporter) -> dict[str
     """
     workers = Workers.joined()
     with workers.first_ahead():
-        context = Context.of(config, out, lut, reporter)
+        context = Context.of(config, out, out.parent / "pruningnets", lut, reporter)
         _claim(context)
         feasible = _feasible(context, config.budgets())
-    pruningnet, _ = context.pruningnet(out.parent / "pruningnets", feasible)
+    pruningnet, _ = context.pruningnet(feasible)
     predict = partial(context.predictor.predict_widths, context.network)
     with workers.first_ahead():
         candidates = _search(context, feasible, pruningnet, predict)
@@ -84,8 +85,8 @@ def _report(context: Context, result: dict[str, Any]) -> None:
 def _claim(context: Context) -> None:
     """Write the run's configuration into its folder, or see that it is the same as what began there."""
     path, given = context.out / "run.json", context.config.recorded()
-    if context.weights is not None:
-        given["weights_digest"] = context.weights_digest  # the file may have changed under its name
+    if context.given is not None:
+        given["weights_digest"] = context.given_digest  # the file may have changed under its name
     if not path.exists():
         write_json(path, given)
     stored = read_json(path)
@@ -118,7 +119,7 @@ def _search(
 ) -> list[Candidate]:
     config = context.config
     evolution = Evolution(config.population, config.generations)
-    identity = json.dumps(asdict(config) | {"storage": None, "weights": context.weights_digest}, sort_keys=True)
+    identity = json.dumps(asdict(config) | {"storage": None, "weights": context.given_digest}, sort_keys=True)
     name = f"{config.slug}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     with context.reporter.bar("genetic search", evolution.evaluations) as update:
         return evolve(
@@ -146,7 +147,8 @@ def _front_seen(candidates: list[Candidate], predict: Callable[[np.ndarray], np.
 def _job(context: Context, pruningnet: PruningNet) -> Job:
     """How the networks of this run are trained and exported."""
     config, network = context.config, context.network
-    start = Start(network, config.seed, context.weights, None if config.from_scratch else pruningnet)
+    weights = context.weights if config.weights else None  # what the run itself has trained is no start from scratch
+    start = Start(network, config.seed, weights, None if config.from_scratch else pruningnet)
     recipe = context.training(config.epochs)
     return Job(context.module, network, context.data, recipe, config.seed, start, context.out, context.reporter)
 
@@ -163,13 +165,21 @@ def _winner(
     chosen = _finish(context, candidates, feasible, predict)
     unpruned_ms, winner_ms, uniform_ms = chosen.predicted_ms
     job, measured = _job(context, pruningnet), context.measured
-    teacher, unpruned = trained(job, "unpruned", context.network.max_widths, measured(chosen.unpruned_ms), unpruned_ms)
+    teacher, unpruned = _unpruned(context, job, measured(chosen.unpruned_ms), unpruned_ms)
     job = job.taught_by(teacher if context.config.distill else None)
     structure, uniform = trained(job, "uniform", chosen.uniform, measured(chosen.uniform_ms), uniform_ms)
     uniform |= exported(job, context.device, structure, uniform)  # where it does as well, it is there to be taken
     structure, winner = trained(job, "winner", chosen.winner, measured(chosen.winner_ms), winner_ms)
     winner |= {"subval_accuracy": chosen.accuracy, **exported(job, context.device, structure, winner)}
     return [unpruned, uniform, winner], {"finalists": [asdict(finalist) for finalist in chosen.finalists]}
+
+
+def _unpruned(context: Context, job: Job, measured_ms: float | None, predicted_ms: float) -> tuple[nn.Module, dict[str, Any]]:
+    """The unpruned network, trained by the same recipe: before PruningNet, where that begins with it."""
+    label, widths = "unpruned", context.network.max_widths
+    if not context.supernet.warm:
+        return trained(job, label, widths, measured_ms, predicted_ms)
+    return context.unpruned, described(job, context.unpruned, label, widths, measured_ms, predicted_ms)
 
 
 def _say_gain(context: Context, candidates: list[Candidate], feasible: FeasibleSet) -> None:
@@ -209,9 +219,9 @@ def _front(
                 update(1)
             write_json(path, {"finalists": [asdict(member) for member in members]})
     finalists = read_json(path)["finalists"]
-    full = np.array(context.network.max_widths)
     job, measured = _job(context, pruningnet), context.measured
-    teacher, unpruned = trained(job, "unpruned", tuple(full), measured(context.unpruned_ms), float(predict(full[None])[0]))
+    predicted_ms = float(predict(np.array([context.network.max_widths]))[0])
+    teacher, unpruned = _unpruned(context, job, measured(context.unpruned_ms), predicted_ms)
     job = job.taught_by(teacher if context.config.distill else None)
     rows = [unpruned]
     for number, member in enumerate(finalists, 1):

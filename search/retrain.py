@@ -80,14 +80,21 @@ def trained(
             checkpoint=job.out / "checkpoints" / f"{label}.safetensors",
             progress=partial(training_note, update),
         )  # fmt: skip
-    return structure, {
+    return structure, described(job, structure, label, widths, measured_ms, predicted_ms)
+
+
+def described(
+    job: Job, structure: nn.Module, label: str, widths: tuple[int, ...], measured_ms: float | None, predicted_ms: float
+) -> dict[str, Any]:
+    """The row of a trained structure in the result."""
+    return {
         "label": label,
         "widths": [int(width) for width in widths],
-        "test_accuracy": accuracy(structure, data.test, data),
+        "test_accuracy": accuracy(structure, job.data.test, job.data),
         "measured_ms": measured_ms,
         "predicted_ms": predicted_ms,
-        "macs": network.macs(widths),
-        "params": network.params(widths),
+        "macs": job.network.macs(widths),
+        "params": job.network.params(widths),
     }
 
 

@@ -18,10 +18,9 @@ from search import options
 if TYPE_CHECKING:
     import numpy as np
 
-    from pruning.recipe import Recipe
+    from pruning.pruningnet import PruningNet
     from pruning.train import Supernet
     from search.experiment import Experiment
-    from search.feasible import FeasibleSet
 
 Option = typer.Option
 
@@ -74,7 +73,7 @@ def main(
         supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
         for supernet in (supernet_for("focused", recipe), *supernets):
             length = replace(recipe, epochs=sandwich_epochs if supernet.sandwich else random_epochs)
-            kinds.append(_ranked(experiment, drawn, feasible, supernet, length))
+            kinds.append(_ranked(experiment, experiment.pruningnet(supernet, length, feasible, recipe), drawn, supernet))
         for row in kinds:
             row |= _agreement(np.array(row["rank_by"]), scratch[:, 0] if "seed" in row["kind"] else scratch.mean(axis=1))
             print(_line(row), flush=True)
@@ -86,13 +85,14 @@ def main(
         write_json(out, {"settings": settings, "structures": rows, "kinds": kinds, "versions": versions()})
 
 
-def _ranked(experiment: Experiment, drawn: np.ndarray, feasible: FeasibleSet, kind: Supernet, recipe: Recipe) -> dict[str, Any]:
-    """Sub-validation scores of structures int64[P, L] by a PruningNet of this kind, and how sure they are."""
+def _ranked(experiment: Experiment, trained: tuple[PruningNet, float], drawn: np.ndarray, kind: Supernet) -> dict[str, Any]:
+    """Sub-validation scores of structures int64[P, L] by a PruningNet of this kind, `trained` in so many seconds, and how sure
+    they are."""
     import numpy as np
 
     from pruning.evaluate import StructureEvaluator, recalibrated_score
 
-    pruningnet, seconds = experiment.pruningnet(kind, recipe, feasible)
+    pruningnet, seconds = trained
     evaluate = StructureEvaluator(pruningnet, experiment.data)
     scores = [evaluate(widths) for widths in drawn]
     row = {

@@ -49,8 +49,8 @@ def main(
     device: options.DeviceName = "ort",
     images: options.TrainingImages = None,
     recipe: options.RecipeName = "focused",
-    pruningnet_epochs: Annotated[int, Option(min=1, help="Epochs of PruningNet training.")] = 60,
-    epochs: Annotated[int, Option(min=1, help="Epochs of each final training.")] = 100,
+    pruningnet_epochs: options.PruningNetEpochs = 60,
+    epochs: options.Epochs = 100,
     from_scratch: options.FromScratch = False,
     train_batch: options.TrainBatch = 128,
     lr: options.LearningRate = None,
@@ -90,12 +90,13 @@ def main(
             for percent in budget or [75, 50, 25]:
                 limit = experiment.unpruned_ms() * percent / 100
                 within = FeasibleSet(experiment.network, latency_ms=limit, predictor=experiment.predictor)
-                pruningnet, _ = experiment.pruningnet(kind, length, within)
+                pruningnet, _ = experiment.pruningnet(kind, length, within, training)
                 evaluate = StructureEvaluator(pruningnet, dataset)
                 label = f"{percent}pc-{recipe}-{pruningnet_epochs}e-lr{training.lr:g}"
                 start, evolution = None if from_scratch else (pruningnet, label), Evolution(population, generations)
                 for row in _chosen(experiment, evaluate, evolution, percent, f"{label}-{population}x{generations}"):
-                    accuracy = [experiment.trained(np.array(row["widths"]), training, seed, start) for seed in range(seeds)]
+                    begin = None if kind.warm and row["how"] == "unpruned" else start
+                    accuracy = [experiment.trained(np.array(row["widths"]), training, seed, begin) for seed in range(seeds)]
                     row |= {"lr": training.lr, "test_accuracy": accuracy}
                     rows.append(row)
                     print(_line(row), flush=True)

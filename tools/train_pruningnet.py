@@ -37,7 +37,8 @@ def main(
     recipe: Annotated[
         str | None, Option(help="focused, paper, light or sandwich (default: focused with a budget, paper without).")
     ] = None,
-    epochs: Annotated[int, Option(min=1)] = DEFAULTS.pruningnet_epochs,
+    pruningnet_epochs: options.PruningNetEpochs = DEFAULTS.pruningnet_epochs,
+    epochs: options.Epochs = DEFAULTS.epochs,
     train_batch: options.TrainBatch = DEFAULTS.train_batch,
     optimizer: options.Optimizer = None,
     lr: options.LearningRate = None,
@@ -53,8 +54,8 @@ def main(
         focused = recipe == "focused" or (recipe is None and bool(latency or macs or params or pareto))
         config = RunConfig(
             latency, macs, params, network, data, image_size, device, threads, precision, batch, align, weights,
-            recipe=recipe or ("focused" if focused else "paper"), pareto=pareto, pruningnet_epochs=epochs,
-            train_batch=train_batch, optimizer=optimizer, lr=lr, seed=seed,
+            recipe=recipe or ("focused" if focused else "paper"), pareto=pareto, pruningnet_epochs=pruningnet_epochs,
+            epochs=epochs, train_batch=train_batch, optimizer=optimizer, lr=lr, seed=seed,
         )  # fmt: skip
         _check(config, focused)
         from pruning.evaluate import StructureEvaluator
@@ -64,9 +65,9 @@ def main(
 
         workers = Workers.joined()
         with workers.first_ahead():
-            context = Context.of(config, out, lut, Reporter(silent=workers.rank > 0))
+            context = Context.of(config, out, out, lut, Reporter(silent=workers.rank > 0))
             feasible = _feasible(context) if focused else None
-        pruningnet, path = context.pruningnet(out, feasible)
+        pruningnet, path = context.pruningnet(feasible)
         if workers.rank:
             return
         evaluate, say = StructureEvaluator(pruningnet, context.data), context.reporter.say

@@ -88,6 +88,26 @@ class Grouped(nn.Module):
         return self.classifier(self.grouped(self.enter(images).relu()).relu().mean((2, 3)))
 
 
+class Positioned(nn.Module):
+    """Has a buffer that its state dict does not hold; that of an extracted structure does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.norm, self.classifier = nn.Conv2d(3, 16, 3, 4), nn.BatchNorm2d(16), nn.Linear(16, 10)
+        self.register_buffer("positions", torch.rand(1, 1, 16, 16), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier((self.norm(self.features(images)) + self.positions).relu().mean((2, 3)))
+
+
+def test_weights_may_come_from_a_trained_structure(shown) -> None:
+    network = latency.trace(Positioned(), (1, 3, 64, 64), align=1)
+    trained = new_structure(network, np.array(network.max_widths), 0)
+    moved = most_important_first(network, trained.state_dict(), *shown)
+    assert not torch.equal(moved["features.weight"], trained.features.weight)
+    torch.testing.assert_close(functional_call(network.module.eval(), moved, (shown[0],)), trained(shown[0]))
+
+
 def test_a_trained_network_loses_less(digits, tiny_network, tmp_path) -> None:
     trained = new_structure(tiny_network, np.array(tiny_network.max_widths), 0)
     train_structure(

@@ -219,7 +219,7 @@ def test_what_has_layernorm_rather_than_bn_is_trained_by_adamw_unless_asked_othe
 @pytest.mark.parametrize("name", SUPERNETS)
 def test_the_default_has_generators_that_adamw_trains_where_that_is_used(name: str) -> None:
     assert supernet_for(name, RECIPE) == SUPERNETS[name]
-    expected = Supernet("low-rank", focused=True) if name == "focused" else SUPERNETS[name]
+    expected = Supernet("low-rank", focused=True, warm=True) if name == "focused" else SUPERNETS[name]
     assert supernet_for(name, AdamWRecipe(epochs=1)) == expected
 
 

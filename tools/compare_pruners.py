@@ -1,0 +1,208 @@
+"""python tools/compare_pruners.py --data FOLDER: ours against Torch-Pruning, from one trained network to one latency.
+
+The unpruned network is trained once. Torch-Pruning cuts it, all layers judged together, by the magnitude of channels or by
+their Taylor expansion, to the latency asked for; ours trains a PruningNet from it and searches. What others leave is trained
+on for as many epochs as PruningNet and ours together. All structures have widths in the same multiples, none of them more
+predicted milliseconds than allowed. Everything finished is kept under --runs.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latency.errors import MillipruneError, reported_by_command
+from search import options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from torch import Tensor, nn
+
+    from pruning.recipe import Recipe
+    from search.experiment import Experiment
+
+HALVINGS = 12
+"""Of the pruning ratio, until it spends the latency."""
+
+Option = typer.Option
+
+
+def main(
+    data: options.DataName = "cifar10",
+    network: options.NetworkName = "mobilenet_v1",
+    budget: Annotated[int, Option(min=1, max=99, help="Per cent of the unpruned latency.")] = 25,
+    device: options.DeviceName = "ort",
+    images: options.TrainingImages = None,
+    pruningnet_epochs: options.PruningNetEpochs = 20,
+    epochs: options.Epochs = 30,
+    train_batch: options.TrainBatch = 128,
+    population: options.Population = 50,
+    generations: options.Generations = 20,
+    seeds: Annotated[int, Option(min=1, help="Trainings of each structure.")] = 2,
+    lut: options.Lut = Path("lut_data"),
+    runs: options.Runs = Path("runs/experiments"),
+    out: Annotated[Path, Option(help="File for all figures.")] = Path("results/pruners.json"),
+) -> None:
+    """Print and write test accuracies and milliseconds. Needs pip install torch-pruning."""
+    with reported_by_command():
+        import numpy as np
+
+        from pruning.data import load_data
+        from pruning.hardware import compute_device
+        from pruning.recipe import recipe_for
+        from search.experiment import Experiment
+        from search.finalists import measured_ms
+        from search.genetic import Evolution
+        from search.report import versions, write_json
+
+        _require_torch_pruning()
+        dataset = load_data(data).limited(images).to(compute_device())
+        experiment = Experiment.of(network, device, dataset, lut, runs)
+        recipe = recipe_for(experiment.network, epochs, train_batch)
+        limit_ms = experiment.unpruned_ms() * budget / 100
+        rows = []
+        for how, module, widths, length in (
+            *_cut(experiment, recipe, limit_ms, epochs + pruningnet_epochs),
+            *_found(experiment, recipe, limit_ms, pruningnet_epochs, Evolution(population, generations)),
+        ):
+            label = f"pruners-{budget}pc-{how}"
+            accuracies = [experiment.trained_on(copy.deepcopy(module), widths, length, seed, label) for seed in range(seeds)]
+            rows.append({"how": how, "widths": widths.tolist(), "epochs": length.epochs, "test_accuracy": accuracies})
+            typer.echo(f"{how}: {', '.join(f'{accuracy:.2%}' for accuracy in accuracies)}")
+        structures = np.array([row["widths"] for row in rows])
+        for row, ms in zip(rows, measured_ms(experiment.device, experiment.network, structures), strict=True):
+            row |= {"measured_ms": float(ms), "macs": experiment.network.macs(np.array(row["widths"]))}
+            print(_line(row))
+        unpruned = experiment.trained(np.array(experiment.network.max_widths), recipe, 0)
+        print(f"unpruned: {unpruned:.2%}, {experiment.unpruned_ms():.4g} ms; allowed {limit_ms:.4g} ms")
+        settings = {"network": network, "data": dataset.name, "images": len(dataset.train), "unpruned": unpruned}
+        write_json(out, {"settings": settings | {"limit_ms": limit_ms}, "rows": rows, "versions": versions()})
+
+
+def _require_torch_pruning() -> None:
+    try:
+        import torch_pruning  # noqa: F401
+    except ImportError as error:
+        raise MillipruneError(f"{error}; it is what we compare with: pip install torch-pruning") from error
+
+
+Contestant = tuple[str, "nn.Module", "np.ndarray", "Recipe"]
+"""How it was made, the module to be trained on, its widths (int64[L]), and how."""
+
+
+def _cut(experiment: Experiment, recipe: Recipe, limit_ms: float, epochs: int) -> Iterator[Contestant]:
+    """What Torch-Pruning makes of the unpruned network, and its channels of most importance, as many in all layers alike."""
+    import torch_pruning
+
+    from pruning.train import new_structure
+    from search.uniform import uniform_structures
+
+    longer, network = replace(recipe, epochs=epochs), experiment.network
+    weights, _ = experiment.start(recipe)
+    for how, importance in (
+        ("Torch-Pruning, magnitude", torch_pruning.importance.GroupMagnitudeImportance(p=2)),
+        ("Torch-Pruning, Taylor", torch_pruning.importance.GroupTaylorImportance()),
+    ):
+        yield how, *_cut_to(experiment, weights, importance, limit_ms), longer
+    structures = uniform_structures(network)
+    uniform = structures[experiment.predict(structures) <= limit_ms][-1]
+    yield "uniform, the most important channels", new_structure(network, uniform, 0, weights), uniform, longer
+
+
+def _cut_to(
+    experiment: Experiment, weights: dict[str, Tensor], importance: Any, limit_ms: float
+) -> tuple[nn.Module, np.ndarray]:
+    """The largest network within the limit that Torch-Pruning makes of `weights`, and its widths int64[L]."""
+    low, high, found = 0.0, 1.0, None
+    for _ in range(HALVINGS):
+        ratio = (low + high) / 2
+        module = _cut_by(experiment, weights, importance, ratio)
+        widths = _widths(experiment, module)
+        if experiment.predictor.predict(experiment.network.onnx(widths)).latency_ms > limit_ms:
+            low = ratio
+        else:
+            high, found = ratio, (module, widths)
+    if found is None:
+        raise MillipruneError(f"Torch-Pruning finds no network within {limit_ms:.4g} ms; use a larger --budget.")
+    return found
+
+
+def _cut_by(experiment: Experiment, weights: dict[str, Tensor], importance: Any, ratio: float) -> nn.Module:
+    import torch
+    import torch.nn.functional as F
+    import torch_pruning
+
+    from pruning.evaluate import labelled_calibration_images
+    from pruning.importance import IMAGES
+    from pruning.networks import load
+
+    network, data = experiment.network, experiment.data
+    module = load(network.name, data.classes, seed=0)
+    module.load_state_dict(weights)
+    classifier = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    pruner = torch_pruning.pruner.BasePruner(
+        module.eval(), torch.zeros(network.input_shape), importance, global_pruning=True, pruning_ratio=ratio,
+        max_pruning_ratio=0.95, round_to=network.align, ignored_layers=[classifier],
+    )  # fmt: skip
+    images, labels = labelled_calibration_images(data, IMAGES)
+    F.cross_entropy(module(images.cpu()), labels.cpu()).backward()
+    pruner.step()
+    module.zero_grad(set_to_none=True)
+    return module
+
+
+def _widths(experiment: Experiment, module: nn.Module) -> np.ndarray:
+    import numpy as np
+
+    network = experiment.network
+    widths = np.array(network.max_widths)
+    for layer in network.layers:
+        if layer.kind == "conv" and layer.outputs.genes:
+            (gene,) = layer.outputs.genes
+            widths[gene] = module.get_submodule(layer.name).out_channels
+    return widths
+
+
+def _found(
+    experiment: Experiment, recipe: Recipe, limit_ms: float, pruningnet_epochs: int, evolution: Any
+) -> Iterator[Contestant]:
+    """What a search with a PruningNet finds that begins with the unpruned network."""
+    import numpy as np
+
+    from pruning.evaluate import StructureEvaluator
+    from pruning.train import continued_structure, supernet_for
+    from search.feasible import FeasibleSet
+    from search.genetic import best, evolve
+    from search.progress import search_note
+    from search.uniform import uniform_within
+
+    within = FeasibleSet(experiment.network, latency_ms=limit_ms, predictor=experiment.predictor)
+    kind, length = supernet_for("focused", recipe), replace(recipe, epochs=pruningnet_epochs)
+    pruningnet, _ = experiment.pruningnet(kind, length, within, recipe)
+    journal = experiment.runs / f"pruners-{limit_ms:.4g}ms-{pruningnet_epochs}e-{evolution.evaluations}.journal"
+    with experiment.reporter.bar("genetic search", evolution.evaluations) as update:
+        candidates = evolve(
+            within, StructureEvaluator(pruningnet, experiment.data), evolution, seed=0, journal=journal,
+            progress=partial(search_note, update), first=uniform_within(within),
+        )  # fmt: skip
+    widths = np.array(best(candidates, 1)[0].widths)
+    yield "ours", continued_structure(pruningnet, widths), widths, recipe
+
+
+def _line(row: dict[str, Any]) -> str:
+    accuracies = row["test_accuracy"]
+    return (
+        f"| {row['how']} | {sum(accuracies) / len(accuracies):.2%} ({', '.join(f'{one:.2%}' for one in accuracies)}) | "
+        f"{row['measured_ms']:.4g} ms | {row['macs'] / 1e6:.3g} M MACs |"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
