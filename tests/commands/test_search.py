@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from launcher import ROOT, STRUCTURES, Launched, command
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 TINY = [
@@ -145,8 +146,7 @@ def test_a_front_of_networks(workplace) -> None:
 
 def test_a_trained_start_and_a_teacher(finished, workplace) -> None:
     """The unpruned network of the first run is where this one starts; half as many epochs then go as far, whatever is found."""
-    folder, _ = finished
-    state = load_file(folder / "checkpoints" / "unpruned.safetensors")
+    state = load_file(unpruned(workplace, epochs=4))
     weights = {name.removeprefix("module."): torch.from_numpy(tensor) for name, tensor in state.items()}
     torch.save(weights, workplace / "trained.pth")
     options = [*SEARCH, "--weights", "trained.pth", "--distill", "--recipe", "light", "--out", "runs/pretrained"]
@@ -159,12 +159,33 @@ def test_a_trained_start_and_a_teacher(finished, workplace) -> None:
     assert second[0]["test_accuracy"] > first[0]["test_accuracy"] - 0.1
     assert second[2]["test_accuracy"] > 0.6
     (learnt,) = set((workplace / "runs" / "pruningnets").glob("*.safetensors")) - supernets
-    ahead = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "1", "--train-batch", "64", "--recipe", "light"]
+    ahead = [
+        "--network",
+        "tinynet:wide",
+        "--image-size",
+        "24",
+        "--pruningnet-epochs",
+        "1",
+        "--train-batch",
+        "64",
+        "--recipe",
+        "light",
+    ]
     told = command([str(ROOT / "tools/train_pruningnet.py"), *ahead, "--weights", "trained.pth"], workplace).stdout
     assert learnt.name in told
     torch.save({name: tensor + 1e-3 if tensor.is_floating_point() else tensor for name, tensor in weights.items()},
                workplace / "trained.pth")  # fmt: skip
     assert "weights_digest" in command([*short, "--resume"], workplace, code=2).stderr
+
+
+def unpruned(workplace: Path, epochs: int) -> Path:
+    """The checkpoint of the unpruned network that was trained for so many epochs."""
+    (path,) = (
+        path
+        for path in workplace.glob("runs/pruningnets/*-unpruned-*")
+        if json.loads(safe_open(path, "numpy").metadata()["identity"])["recipe"]["epochs"] == epochs
+    )
+    return path
 
 
 def test_a_second_run_uses_the_table_and_the_pruningnet_and_gives_the_same_search(finished, workplace) -> None:
@@ -209,12 +230,12 @@ def test_interrupted_anywhere_a_run_goes_on_to_its_result(stop: signal.Signals, 
     (workplace / name).mkdir()
     shutil.copy(first / "unpruned.json", workplace / name)  # the same measured budget, so the same search
     for seconds in (2.0, 4.0, 6.0, 8.0):
-        done = Launched([*SEARCH, *ONE_EPOCH, "--out", name, "--resume"], workplace).stopped(stop, seconds)
+        done = Launched([*SEARCH, "--out", name, "--resume"], workplace).stopped(stop, seconds)
         if done.returncode == 0:
             break
         assert done.returncode == (130 if stop == signal.SIGINT else -stop), done.stderr
         assert "Traceback" not in done.stderr
-    command([*SEARCH, *ONE_EPOCH, "--out", name, "--resume"], workplace)
+    command([*SEARCH, "--out", name, "--resume"], workplace)
     journals = [candidates(workplace / name), candidates(first)]
     assert journals[0] == journals[1]
     assert len(set(journals[0])) == 18
@@ -293,7 +314,7 @@ def test_a_checkpoint_of_another_network_is_refused(finished, workplace) -> None
     folder, _ = finished
     shutil.copytree(folder, workplace / "runs" / "wrong")
     checkpoints = workplace / "runs" / "wrong" / "checkpoints"
-    shutil.copy(checkpoints / "unpruned.safetensors", checkpoints / "winner.safetensors")
+    shutil.copy(checkpoints / "uniform.safetensors", checkpoints / "winner.safetensors")
     done = command([*SEARCH, "--out", "runs/wrong", "--resume"], workplace, code=2)
     assert "belongs to widths" in done.stderr
 
@@ -322,7 +343,7 @@ def test_a_spoilt_table_is_refused(spoil, said: str, finished, workplace, tmp_pa
     ],
 )
 def test_a_focused_pruningnet_needs_a_budget_that_means_the_same_everywhere(arguments, said: str, finished, workplace) -> None:
-    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "1", *arguments]
+    options = ["--network", "tinynet:wide", "--image-size", "24", "--pruningnet-epochs", "1", *arguments]
     assert said in command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace, code=2).stderr
 
 
@@ -330,8 +351,7 @@ def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
     """It finds the search's own checkpoint: same options, same file."""
     folder, _ = finished
     budget_ms = 0.6 * json.loads((folder / "unpruned.json").read_text())["latency_ms"]
-    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "3", "--train-batch", "64"]
-    options += ["--latency", f"{budget_ms}ms"]
+    options = [*TINY[:4], *TINY[8:-1], "--latency", f"{budget_ms}ms"]
     before = {file: file.stat().st_mtime_ns for file in workplace.glob("runs/pruningnets/*")}
     done = command([str(ROOT / "tools/train_pruningnet.py"), *options], workplace)
     assert "sub-validation accuracy at 1.00" in done.stdout
@@ -341,7 +361,7 @@ def test_train_pruningnet_ahead_of_a_search(finished, workplace) -> None:
 def test_train_pruningnet_by_two_processes(finished, workplace) -> None:
     """Under torchrun; one of them speaks and writes. What they have trained serves one process too."""
     tool = str(ROOT / "tools/train_pruningnet.py")
-    options = ["--network", "tinynet:wide", "--image-size", "24", "--epochs", "2", "--train-batch", "64", "--recipe", "light"]
+    options = [*TINY[:4], "--pruningnet-epochs", "2", "--train-batch", "64", "--recipe", "light"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = command([*torchrun, tool, *options], workplace)
     assert done.stdout.count("sub-validation accuracy at 1.00") == 1
