@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -21,29 +21,34 @@ from pruning.normalise import normalised
 BATCH = 10
 """Images whose gradients are added before they are squared: as good as one by one, and much faster."""
 
-
 IMAGES = 500
+"""Training images by which a start is judged; with 2000 it is no better (results/README.md)."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def start_from(network: Network, weights: Mapping[str, Tensor], data: Dataset) -> dict[str, Tensor]:
-    """Trained `weights` as a PruningNet begins with them: the most important channels first, by training images of `data`."""
+    """Trained `weights` of the `normalised` network as a PruningNet begins with them: the most important channels first, by
+    training images of `data`."""
     images, labels = labelled_calibration_images(data, IMAGES)
     on_cpu = {name: tensor.cpu() for name, tensor in weights.items()}
-    return most_important_first(network, on_cpu, images.cpu(), labels.cpu())
+    return most_important_first(normalised(network), on_cpu, images.cpu(), labels.cpu())
 
 
-def most_important_first(network: Network, weights: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def most_important_first(
+    network: Network, weights: Mapping[str, Tensor], images: Tensor, targets: Tensor, loss: Loss = F.cross_entropy
+) -> dict[str, Tensor]:
     """`weights` with every gene's channels in falling order of importance; the network computes the same with them.
 
     Where channels may not change places (they are told apart by an ECA's convolution over them, or shuffled, say), they stay.
 
     Args:
-        weights: state dict of the `normalised` network, trained.
-        images: normalised, [N, C, H, W]. labels: int64[N].
+        weights: state dict of the network, trained.
+        images: normalised, [N, C, H, W], with their `targets` [N, …].
+        loss: of what the network computes, and targets, of some images: [].
     """
-    network, weights = normalised(network), dict(weights)
-    module, few = copy.deepcopy(network.module).eval(), images[:BATCH]
-    importance = channel_importance(network, weights, images, labels)
+    module, few, weights = copy.deepcopy(network.module).eval(), images[:BATCH], dict(weights)
+    importance = channel_importance(network, weights, images, targets, loss)
     with torch.no_grad():
         scores = functional_call(module, weights, (few,))
         for gene, (about, of_channels) in enumerate(zip(network.genes, importance, strict=True)):
@@ -54,7 +59,7 @@ def most_important_first(network: Network, weights: Mapping[str, Tensor], images
 
 
 def channel_importance(
-    network: Network, weights: Mapping[str, Tensor], images: Tensor, labels: Tensor
+    network: Network, weights: Mapping[str, Tensor], images: Tensor, targets: Tensor, loss: Loss = F.cross_entropy
 ) -> tuple[np.ndarray, ...]:
     """float64[max_width] for each gene: how much the loss of a few images changes with each channel, squared.
 
@@ -64,10 +69,9 @@ def channel_importance(
     module = copy.deepcopy(network.module).eval()
     parameters = {name: weights[name].detach().clone().requires_grad_() for name in network.parameter_names}
     importance = tuple(np.zeros(gene.max_width) for gene in network.genes)
-    for part, right in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-        scores = functional_call(module, {**weights, **parameters}, (part,))
-        loss = F.cross_entropy(scores, right, reduction="sum")
-        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    for part, right in zip(images.split(BATCH), targets.split(BATCH), strict=True):
+        missed = loss(functional_call(module, {**weights, **parameters}, (part,)), right)
+        gradients = torch.autograd.grad(missed, list(parameters.values()), materialize_grads=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
             _add_squares(network, name, (parameter.detach() * gradient).double().numpy(), importance)
     return importance
