@@ -120,6 +120,8 @@ def _cut_to(
     experiment: Experiment, weights: dict[str, Tensor], importance: Any, limit_ms: float
 ) -> tuple[nn.Module, np.ndarray]:
     """The largest network within the limit that Torch-Pruning makes of `weights`, and its widths int64[L]."""
+    from latency import trace
+
     low, high, found = 0.0, 1.0, None
     for _ in range(HALVINGS):
         ratio = (low + high) / 2
@@ -131,7 +133,8 @@ def _cut_to(
             high, found = ratio, (module, widths)
     if found is None:
         raise MillipruneError(f"Torch-Pruning finds no network within {limit_ms:.4g} ms; use a larger --budget.")
-    return found
+    module, widths = found
+    return trace(module, experiment.network.input_shape).module, widths  # trained in the form that all others have
 
 
 def _cut_by(experiment: Experiment, weights: dict[str, Tensor], importance: Any, ratio: float) -> nn.Module:
@@ -152,7 +155,7 @@ def _cut_by(experiment: Experiment, weights: dict[str, Tensor], importance: Any,
         max_pruning_ratio=0.95, round_to=network.align, ignored_layers=[classifier],
     )  # fmt: skip
     images, labels = labelled_calibration_images(data, IMAGES)
-    F.cross_entropy(module(images.cpu()), labels.cpu()).backward()
+    F.cross_entropy(module(images.cpu().contiguous()), labels.cpu()).backward()
     pruner.step()
     module.zero_grad(set_to_none=True)
     return module
@@ -164,9 +167,8 @@ def _widths(experiment: Experiment, module: nn.Module) -> np.ndarray:
     network = experiment.network
     widths = np.array(network.max_widths)
     for layer in network.layers:
-        if layer.kind == "conv" and layer.outputs.genes:
-            (gene,) = layer.outputs.genes
-            widths[gene] = module.get_submodule(layer.name).out_channels
+        for gene in layer.outputs.genes:
+            widths[gene] = len(module.get_parameter(f"{layer.name}.weight"))
     return widths
 
 

@@ -135,6 +135,15 @@ def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
     ]  # fmt: skip
     assert all(len(row["test_accuracy"]) == 1 for row in rows)
     assert rows[0]["measured_ms"] < rows[4]["measured_ms"]
+    pruners = [
+        str(ROOT / "tools/compare_pruners.py"), *common, "--budget", "60", "--pruningnet-epochs", "1", "--population", "4",
+        "--generations", "2", "--seeds", "1",
+    ]  # fmt: skip
+    assert command(pruners, workplace).stdout.count("|") == 4 * 5
+    compared = json.loads((workplace / "results" / "pruners.json").read_text())
+    assert [row["epochs"] for row in compared["rows"]] == [2, 2, 2, 1]
+    assert len({tuple(row["widths"]) for row in compared["rows"]}) == 4
+    assert all(0 < row["test_accuracy"][0] < 1 for row in compared["rows"])
 
 
 @pytest.mark.slow
