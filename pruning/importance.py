@@ -47,7 +47,7 @@ def most_important_first(
         images: normalised, [N, C, H, W], with their `targets` [N, …].
         loss: of what the network computes, and targets, of some images: [].
     """
-    module, few, weights = copy.deepcopy(network.module).eval(), images[:BATCH], dict(weights)
+    module, few, weights = copy.deepcopy(network.module).eval(), images[:2], dict(weights)
     importance = channel_importance(network, weights, images, targets, loss)
     with torch.no_grad():
         scores = functional_call(module, weights, (few,))

@@ -140,7 +140,10 @@ class Context:
     def weights(self) -> Mapping[str, Tensor] | None:
         """Those that PruningNet starts from, each gene's most important channels first; None: drawn from the seed."""
         weights = self.unpruned.state_dict() if self.supernet.warm else self.given
-        return weights and start_from(self.network, weights, self.data)
+        if weights is None:
+            return None
+        self.reporter.say("PruningNet begins with trained weights, the most important channels first")
+        return start_from(self.network, weights, self.data)
 
     def pruningnet(self, feasible: FeasibleSet | None) -> tuple[PruningNet, Path]:
         """The PruningNet for searches in `feasible` (None: of all structures), trained, or trained on from its checkpoint."""
