@@ -34,6 +34,13 @@ def test_by_default_it_begins_with_the_unpruned_network_as_trained(context, digi
     assert any(not torch.equal(weights[name], tensor) for name, tensor in unpruned.state_dict().items())
 
 
+def test_all_structures_begin_with_the_first_channels(context, tiny_network, monkeypatch) -> None:
+    monkeypatch.setattr("search.context.train_pruningnet", lambda *supernet, **facts: None)
+    run, half = context(), tiny_network.nearest_widths(0.5)
+    for name, tensor in run.pruningnet(None)[0].weights(half).items():
+        assert torch.equal(tensor, run.weights[name][tiny_network.kept(name, half)]), name
+
+
 def test_the_unpruned_network_is_trained_once_for_all_budgets_and_seeds_apart(context, tmp_path) -> None:
     first = context().unpruned.state_dict()
     (checkpoint,) = (tmp_path / "pruningnets").glob("*unpruned*")
