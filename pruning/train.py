@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pruning.fit import Progress, fit
 from pruning.initialise import initialise, restore_scale
 from pruning.normalise import gains_bn, normalised
 from pruning.pruningnet import PruningNet
-from pruning.recipe import AdamWRecipe, Recipe
+from pruning.recipe import Recipe
 from pruning.replay import Replayed
 from pruning.workers import Workers
 
@@ -47,18 +47,12 @@ class Supernet:
 
 
 SUPERNETS = {
-    "focused": Supernet("full", focused=True, warm=True),
+    "focused": Supernet("low-rank", focused=True, warm=True),
     "paper": Supernet("full"),
     "light": Supernet("low-rank"),
     "sandwich": Supernet("full", sandwich=True),
 }
 """By the name of the recipe. tools/check_ranking.py compares them: see the README."""
-
-
-def supernet_for(name: str, recipe: Recipe) -> Supernet:
-    """The kind of that name. By AdamW, what is `focused` has generators of low rank: the paper's follow SGD alone."""
-    kind = SUPERNETS[name]
-    return replace(kind, generator="low-rank") if kind.focused and isinstance(recipe, AdamWRecipe) else kind
 
 
 @dataclass(frozen=True)

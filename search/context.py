@@ -26,11 +26,11 @@ from pruning.pretrained import digest, load_weights
 from pruning.pruningnet import PruningNet
 from pruning.recipe import Recipe, recipe_for
 from pruning.train import (
+    SUPERNETS,
     Supernet,
     new_pruningnet,
     new_structure,
     pruningnet_path,
-    supernet_for,
     train_pruningnet,
     train_structure,
     unpruned_path,
@@ -113,10 +113,10 @@ class Context:
         config = self.config
         return recipe_for(self.network, epochs, config.train_batch, config.optimizer, config.lr)
 
-    @cached_property
+    @property
     def supernet(self) -> Supernet:
         """What kind of PruningNet."""
-        return supernet_for(self.config.recipe, self.training(self.config.pruningnet_epochs))
+        return SUPERNETS[self.config.recipe]
 
     @property
     def _unpruned_path(self) -> Path:

@@ -50,7 +50,7 @@ def main(
         from pruning.generators import GENERATORS
         from pruning.hardware import compute_device
         from pruning.recipe import recipe_for
-        from pruning.train import Supernet, supernet_for
+        from pruning.train import SUPERNETS, Supernet
         from search.budget import parse_budget
         from search.experiment import Experiment
         from search.feasible import FeasibleSet
@@ -71,7 +71,7 @@ def main(
             {"kind": f"training from scratch, seed {seed}", "rank_by": scratch[:, seed].tolist()} for seed in range(1, seeds)
         ]
         supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
-        for supernet in (supernet_for("focused", recipe), *supernets):
+        for supernet in (SUPERNETS["focused"], *supernets):
             length = replace(recipe, epochs=sandwich_epochs if supernet.sandwich else random_epochs)
             kinds.append(_ranked(experiment, experiment.pruningnet(supernet, length, feasible, recipe), drawn, supernet))
         for row in kinds:

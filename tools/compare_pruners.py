@@ -179,14 +179,14 @@ def _found(
     import numpy as np
 
     from pruning.evaluate import StructureEvaluator
-    from pruning.train import continued_structure, supernet_for
+    from pruning.train import SUPERNETS, continued_structure
     from search.feasible import FeasibleSet
     from search.genetic import best, evolve
     from search.progress import search_note
     from search.uniform import uniform_within
 
     within = FeasibleSet(experiment.network, latency_ms=limit_ms, predictor=experiment.predictor)
-    kind, length = supernet_for("focused", recipe), replace(recipe, epochs=pruningnet_epochs)
+    kind, length = SUPERNETS["focused"], replace(recipe, epochs=pruningnet_epochs)
     pruningnet, _ = experiment.pruningnet(kind, length, within, recipe)
     journal = experiment.runs / f"pruners-{limit_ms:.4g}ms-{pruningnet_epochs}e-{evolution.evaluations}.journal"
     with experiment.reporter.bar("genetic search", evolution.evaluations) as update:

@@ -69,7 +69,7 @@ def main(
         from pruning.evaluate import StructureEvaluator
         from pruning.hardware import compute_device
         from pruning.recipe import recipe_for
-        from pruning.train import supernet_for
+        from pruning.train import SUPERNETS
         from search.experiment import Experiment
         from search.feasible import FeasibleSet
         from search.genetic import Evolution
@@ -86,7 +86,7 @@ def main(
         for name in network or NETWORKS:
             experiment = Experiment.of(name, device, dataset, lut, runs)
             training = recipe_for(experiment.network, epochs, train_batch, lr=lr)
-            kind, length = supernet_for(recipe, training), replace(training, epochs=pruningnet_epochs)
+            kind, length = SUPERNETS[recipe], replace(training, epochs=pruningnet_epochs)
             for percent in budget or [75, 50, 25]:
                 limit = experiment.unpruned_ms() * percent / 100
                 within = FeasibleSet(experiment.network, latency_ms=limit, predictor=experiment.predictor)

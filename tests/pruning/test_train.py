@@ -18,11 +18,9 @@ from pruning.recipe import OPTIMIZERS, AdamWRecipe, Recipe, recipe_for
 from pruning.train import (
     SUPERNETS,
     Structures,
-    Supernet,
     new_pruningnet,
     new_structure,
     pruningnet_path,
-    supernet_for,
     train_pruningnet,
     train_structure,
 )
@@ -216,11 +214,8 @@ def test_what_has_layernorm_rather_than_bn_is_trained_by_adamw_unless_asked_othe
     assert recipe_for(network, 3, 64, other, 0.5) == OPTIMIZERS[other](epochs=3, lr=0.5)
 
 
-@pytest.mark.parametrize("name", SUPERNETS)
-def test_the_default_has_generators_that_adamw_trains_where_that_is_used(name: str) -> None:
-    assert supernet_for(name, RECIPE) == SUPERNETS[name]
-    expected = Supernet("low-rank", focused=True, warm=True) if name == "focused" else SUPERNETS[name]
-    assert supernet_for(name, AdamWRecipe(epochs=1)) == expected
+def test_the_default_has_generators_that_any_optimiser_trains(tiny_network) -> None:
+    assert not list(banks(new_pruningnet(tiny_network, SUPERNETS["focused"], 0)))
 
 
 def test_a_linear_layer_of_a_thousand_inputs_takes_smaller_steps_and_nothing_else_does(few, tmp_path) -> None:
