@@ -75,7 +75,7 @@ def main(
             label = f"pruners-{budget}pc-{how}"
             accuracies = [experiment.trained_on(copy.deepcopy(module), widths, length, seed, label) for seed in range(seeds)]
             rows.append({"how": how, "widths": widths.tolist(), "epochs": length.epochs, "test_accuracy": accuracies})
-            typer.echo(f"{how}: {', '.join(f'{accuracy:.2%}' for accuracy in accuracies)}")
+            print(f"{how}: {', '.join(f'{accuracy:.2%}' for accuracy in accuracies)}", flush=True)
         structures = np.array([row["widths"] for row in rows])
         for row, ms in zip(rows, measured_ms(experiment.device, experiment.network, structures), strict=True):
             row |= {"measured_ms": float(ms), "macs": experiment.network.macs(np.array(row["widths"]))}
