@@ -1,4 +1,4 @@
-"""The main job: budget → table → PruningNet → search → finalists on the device → training → export.
+"""The main job: budget → table → unpruned network → PruningNet → search → finalists on the device → training → export.
 
 Every stage leaves its result in a file and begins by looking for it, so a run that was stopped goes on where it was; and
 processes that train together under torchrun find what the first has done alone.
