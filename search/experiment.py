@@ -16,7 +16,7 @@ from latency.devices import Device
 from latency.graph.network import Network
 from latency.prediction.predictor import LatencyPredictor
 from pruning.data import Dataset
-from pruning.evaluate import accuracy
+from pruning.evaluate import StructureEvaluator, accuracy
 from pruning.fit import training_steps
 from pruning.importance import start_from
 from pruning.networks import load, trace_classifier
@@ -34,9 +34,10 @@ from pruning.train import (
 )
 from search.feasible import FeasibleSet
 from search.focus import trained_on
+from search.genetic import Candidate, Evolution, best, evolve
 from search.measured import quick_table, unpruned_ms
-from search.progress import Reporter, training_note
-from search.report import read_json, write_json
+from search.progress import Reporter, search_note, training_note
+from search.report import write_json
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class Experiment:
         """Measured once, so that percentages keep their meaning."""
         return unpruned_ms(self.device, self.network, self.predictor, self.runs)
 
-    def pruningnet(self, kind: Supernet, recipe: Recipe, feasible: FeasibleSet, alone: Recipe) -> tuple[PruningNet, float]:
-        """A PruningNet, trained for searches in `feasible`, and the seconds that training took (its last part, if it was
-        interrupted). A `warm` one begins with the unpruned network as trained `alone`."""
+    def pruningnet(self, kind: Supernet, recipe: Recipe, feasible: FeasibleSet, alone: Recipe) -> tuple[PruningNet, Path]:
+        """A PruningNet, trained for searches in `feasible`, and its checkpoint, whose name tells it from all others. A `warm`
+        one begins with the unpruned network as trained `alone`."""
         weights, start = self.start(alone) if kind.warm else (None, "")
         supernet = new_pruningnet(self.network, kind, 0, weights).to(self.data.mean.device)
         structures = trained_on(kind, feasible, self.device)
@@ -82,7 +83,23 @@ class Experiment:
             )  # fmt: skip
         if not log.exists():
             write_json(log, {"seconds": time.monotonic() - began})
-        return supernet, float(read_json(log)["seconds"])
+        return supernet, path
+
+    def searched(
+        self,
+        feasible: FeasibleSet,
+        pruningnet: PruningNet,
+        evolution: Evolution,
+        journal: Path,
+        first: np.ndarray | None = None,
+    ) -> Candidate:
+        """The best that a search in `feasible` finds, beginning with structures `first` (int64[K, L])."""
+        with self.reporter.bar(f"search: {journal.stem}", evolution.evaluations) as update:
+            candidates = evolve(
+                feasible, StructureEvaluator(pruningnet, self.data), evolution, seed=0, journal=journal,
+                progress=partial(search_note, update), first=first,
+            )  # fmt: skip
+        return best(candidates, 1)[0]
 
     def start(self, alone: Recipe) -> tuple[dict[str, Tensor], str]:
         """What the unpruned network learns, its most important channels first, and what tells it from others."""

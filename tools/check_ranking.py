@@ -54,7 +54,7 @@ def main(
         from search.budget import parse_budget
         from search.experiment import Experiment
         from search.feasible import FeasibleSet
-        from search.report import versions, write_json
+        from search.report import read_json, versions, write_json
 
         dataset = load_data(data).limited(images).to(compute_device())
         experiment = Experiment.of(network, device, dataset, lut, runs)
@@ -73,7 +73,9 @@ def main(
         supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
         for supernet in (SUPERNETS["focused"], *supernets):
             length = replace(recipe, epochs=sandwich_epochs if supernet.sandwich else random_epochs)
-            kinds.append(_ranked(experiment, experiment.pruningnet(supernet, length, feasible, recipe), drawn, supernet))
+            pruningnet, path = experiment.pruningnet(supernet, length, feasible, recipe)
+            seconds = float(read_json(path.with_suffix(".json"))["seconds"])
+            kinds.append(_ranked(experiment, pruningnet, drawn, supernet) | {"seconds": seconds})
         for row in kinds:
             row |= _agreement(np.array(row["rank_by"]), scratch[:, 0] if "seed" in row["kind"] else scratch.mean(axis=1))
             print(_line(row), flush=True)
@@ -85,19 +87,16 @@ def main(
         write_json(out, {"settings": settings, "structures": rows, "kinds": kinds, "versions": versions()})
 
 
-def _ranked(experiment: Experiment, trained: tuple[PruningNet, float], drawn: np.ndarray, kind: Supernet) -> dict[str, Any]:
-    """Sub-validation scores of structures int64[P, L] by a PruningNet of this kind, `trained` in so many seconds, and how sure
-    they are."""
+def _ranked(experiment: Experiment, pruningnet: PruningNet, drawn: np.ndarray, kind: Supernet) -> dict[str, Any]:
+    """Sub-validation scores of structures int64[P, L] by a PruningNet of this kind, and how sure they are."""
     import numpy as np
 
     from pruning.evaluate import StructureEvaluator, recalibrated_score
 
-    pruningnet, seconds = trained
     evaluate = StructureEvaluator(pruningnet, experiment.data)
     scores = [evaluate(widths) for widths in drawn]
     row = {
         "kind": str(kind),
-        "seconds": seconds,
         "largest": evaluate(experiment.network.nearest_widths(1.0)).accuracy,
         "rank_by": [-score.loss for score in scores],
         "accuracy": [score.accuracy for score in scores],

@@ -20,7 +20,7 @@ from latency.errors import MillipruneError, reported_by_command
 from search import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     from torch import Tensor, nn
@@ -68,11 +68,11 @@ def main(
         recipe = recipe_for(experiment.network, epochs, train_batch)
         limit_ms = experiment.unpruned_ms() * budget / 100
         rows = []
-        for how, module, widths, length in (
+        for how, origin, module, widths, length in (
             *_cut(experiment, recipe, limit_ms, epochs + pruningnet_epochs),
             *_found(experiment, recipe, limit_ms, pruningnet_epochs, Evolution(population, generations)),
         ):
-            label = f"pruners-{budget}pc-{how}"
+            label = f"{how}, from {origin}"
             accuracies = [experiment.trained_on(copy.deepcopy(module), widths, length, seed, label) for seed in range(seeds)]
             rows.append({"how": how, "widths": widths.tolist(), "epochs": length.epochs, "test_accuracy": accuracies})
             print(f"{how}: {', '.join(f'{accuracy:.2%}' for accuracy in accuracies)}", flush=True)
@@ -93,39 +93,41 @@ def _require_torch_pruning() -> None:
         raise MillipruneError(f"{error}; it is what we compare with: pip install torch-pruning") from error
 
 
-Contestant = tuple[str, "nn.Module", "np.ndarray", "Recipe"]
-"""How it was made, the module to be trained on, its widths (int64[L]), and how."""
+Contestant = tuple[str, str, "nn.Module", "np.ndarray", "Recipe"]
+"""How it was made and from what, the module to be trained on, its widths (int64[L]), and how."""
 
 
 def _cut(experiment: Experiment, recipe: Recipe, limit_ms: float, epochs: int) -> Iterator[Contestant]:
     """What Torch-Pruning makes of the unpruned network, and its channels of most importance, as many in all layers alike."""
     import torch_pruning
 
+    from pruning.evaluate import labelled_calibration_images
+    from pruning.importance import IMAGES
     from pruning.train import new_structure
     from search.uniform import uniform_structures
 
     longer, network = replace(recipe, epochs=epochs), experiment.network
-    weights, _ = experiment.start(recipe)
+    weights, origin = experiment.start(recipe)
+    images, labels = (one.cpu().contiguous() for one in labelled_calibration_images(experiment.data, IMAGES))
     for how, importance in (
         ("Torch-Pruning, magnitude", torch_pruning.importance.GroupMagnitudeImportance(p=2)),
         ("Torch-Pruning, Taylor", torch_pruning.importance.GroupTaylorImportance()),
     ):
-        yield how, *_cut_to(experiment, weights, importance, limit_ms), longer
+        cut_by = partial(_cut_by, experiment, weights, importance, images, labels)
+        yield how, origin, *_cut_to(experiment, cut_by, limit_ms), longer
     structures = uniform_structures(network)
     uniform = structures[experiment.predict(structures) <= limit_ms][-1]
-    yield "uniform, the most important channels", new_structure(network, uniform, 0, weights), uniform, longer
+    yield "uniform, the most important channels", origin, new_structure(network, uniform, 0, weights), uniform, longer
 
 
-def _cut_to(
-    experiment: Experiment, weights: dict[str, Tensor], importance: Any, limit_ms: float
-) -> tuple[nn.Module, np.ndarray]:
-    """The largest network within the limit that Torch-Pruning makes of `weights`, and its widths int64[L]."""
+def _cut_to(experiment: Experiment, cut_by: Callable[[float], nn.Module], limit_ms: float) -> tuple[nn.Module, np.ndarray]:
+    """The largest network within the limit that `cut_by` makes, given a pruning ratio, and its widths int64[L]."""
     from latency import trace
 
     low, high, found = 0.0, 1.0, None
     for _ in range(HALVINGS):
         ratio = (low + high) / 2
-        module = _cut_by(experiment, weights, importance, ratio)
+        module = cut_by(ratio)
         widths = _widths(experiment, module)
         if experiment.predictor.predict(experiment.network.onnx(widths)).latency_ms > limit_ms:
             low = ratio
@@ -137,25 +139,25 @@ def _cut_to(
     return trace(module, experiment.network.input_shape).module, widths  # trained in the form that all others have
 
 
-def _cut_by(experiment: Experiment, weights: dict[str, Tensor], importance: Any, ratio: float) -> nn.Module:
+def _cut_by(
+    experiment: Experiment, weights: dict[str, Tensor], importance: Any, images: Tensor, labels: Tensor, ratio: float
+) -> nn.Module:
+    """What Torch-Pruning leaves of `weights`, with the gradients of `images` [N, C, H, W] and their labels int64[N]."""
     import torch
     import torch.nn.functional as F
     import torch_pruning
 
-    from pruning.evaluate import labelled_calibration_images
-    from pruning.importance import IMAGES
     from pruning.networks import load
 
-    network, data = experiment.network, experiment.data
-    module = load(network.name, data.classes, seed=0)
+    network = experiment.network
+    module = load(network.name, experiment.data.classes, seed=0)
     module.load_state_dict(weights)
     classifier = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1]
     pruner = torch_pruning.pruner.BasePruner(
         module.eval(), torch.zeros(network.input_shape), importance, global_pruning=True, pruning_ratio=ratio,
         max_pruning_ratio=0.95, round_to=network.align, ignored_layers=[classifier],
     )  # fmt: skip
-    images, labels = labelled_calibration_images(data, IMAGES)
-    F.cross_entropy(module(images.cpu().contiguous()), labels.cpu()).backward()
+    F.cross_entropy(module(images), labels).backward()
     pruner.step()
     module.zero_grad(set_to_none=True)
     return module
@@ -178,24 +180,16 @@ def _found(
     """What a search with a PruningNet finds that begins with the unpruned network."""
     import numpy as np
 
-    from pruning.evaluate import StructureEvaluator
     from pruning.train import SUPERNETS, continued_structure
     from search.feasible import FeasibleSet
-    from search.genetic import best, evolve
-    from search.progress import search_note
     from search.uniform import uniform_within
 
     within = FeasibleSet(experiment.network, latency_ms=limit_ms, predictor=experiment.predictor)
     kind, length = SUPERNETS["focused"], replace(recipe, epochs=pruningnet_epochs)
-    pruningnet, _ = experiment.pruningnet(kind, length, within, recipe)
-    journal = experiment.runs / f"pruners-{limit_ms:.4g}ms-{pruningnet_epochs}e-{evolution.evaluations}.journal"
-    with experiment.reporter.bar("genetic search", evolution.evaluations) as update:
-        candidates = evolve(
-            within, StructureEvaluator(pruningnet, experiment.data), evolution, seed=0, journal=journal,
-            progress=partial(search_note, update), first=uniform_within(within),
-        )  # fmt: skip
-    widths = np.array(best(candidates, 1)[0].widths)
-    yield "ours", continued_structure(pruningnet, widths), widths, recipe
+    pruningnet, path = experiment.pruningnet(kind, length, within, recipe)
+    journal = path.with_name(f"{path.stem}-{evolution.population}x{evolution.generations}.journal")
+    widths = np.array(experiment.searched(within, pruningnet, evolution, journal, uniform_within(within)).widths)
+    yield "ours", path.stem, continued_structure(pruningnet, widths), widths, recipe
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,9 +23,7 @@ from search.config import check_recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-
-    from pruning.evaluate import Score
+    from pruning.pruningnet import PruningNet
     from search.experiment import Experiment
     from search.feasible import FeasibleSet
     from search.genetic import Candidate, Evolution
@@ -66,7 +63,6 @@ def main(
         import numpy as np
 
         from pruning.data import load_data
-        from pruning.evaluate import StructureEvaluator
         from pruning.hardware import compute_device
         from pruning.recipe import recipe_for
         from pruning.train import SUPERNETS
@@ -90,11 +86,10 @@ def main(
             for percent in budget or [75, 50, 25]:
                 limit = experiment.unpruned_ms() * percent / 100
                 within = FeasibleSet(experiment.network, latency_ms=limit, predictor=experiment.predictor)
-                pruningnet, _ = experiment.pruningnet(kind, length, within, training)
-                evaluate = StructureEvaluator(pruningnet, dataset)
-                label = f"{percent}pc-{recipe}-{pruningnet_epochs}e-lr{training.lr:g}"
-                start, evolution = None if from_scratch else (pruningnet, label), Evolution(population, generations)
-                for row in _chosen(experiment, evaluate, evolution, percent, f"{label}-{population}x{generations}"):
+                pruningnet, path = experiment.pruningnet(kind, length, within, training)
+                start, evolution = None if from_scratch else (pruningnet, path.stem), Evolution(population, generations)
+                label = f"{percent}pc-{path.stem}-{population}x{generations}"
+                for row in _chosen(experiment, pruningnet, evolution, percent, label):
                     begin = None if kind.warm and row["how"] == "unpruned" else start
                     accuracy = [experiment.trained(np.array(row["widths"]), training, seed, begin) for seed in range(seeds)]
                     row |= {"lr": training.lr, "test_accuracy": accuracy}
@@ -105,7 +100,7 @@ def main(
 
 
 def _chosen(
-    experiment: Experiment, evaluate: Callable[[np.ndarray], Score], evolution: Evolution, percent: int, label: str
+    experiment: Experiment, pruningnet: PruningNet, evolution: Evolution, percent: int, label: str
 ) -> list[dict[str, Any]]:
     """One row for each way of choosing a structure of `percent` of the unpruned latency.
 
@@ -113,8 +108,9 @@ def _chosen(
     """
     import numpy as np
 
+    from pruning.evaluate import StructureEvaluator
     from search.finalists import measured_ms
-    from search.genetic import Evolution, best
+    from search.genetic import Evolution
     from search.report import read_json, write_json
     from search.uniform import uniform_near
 
@@ -122,10 +118,14 @@ def _chosen(
     if path.exists():
         rows: list[dict[str, Any]] = read_json(path)["rows"]
         return rows
+
+    def search(how: str, feasible: FeasibleSet, evolution: Evolution) -> Candidate:
+        return experiment.searched(feasible, pruningnet, evolution, path.with_suffix(f".{how}.journal"))
+
     network, limit = experiment.network, experiment.unpruned_ms() * percent / 100
-    by_latency, search = _spending(experiment, latency_ms=limit), partial(_searched, experiment, evaluate, path)
-    (guided,) = best(search("latency", by_latency, evolution), 1)
-    (drawn,) = best(search("random", by_latency, Evolution(evolution.evaluations, 1)), 1)
+    by_latency, evaluate = _spending(experiment, latency_ms=limit), StructureEvaluator(pruningnet, experiment.data)
+    guided = search("latency", by_latency, evolution)
+    drawn = search("random", by_latency, Evolution(evolution.evaluations, 1))
     spent = float(experiment.predict(np.array([guided.widths]))[0])
     uniform = uniform_near(network, experiment.predict, spent)[0]
     counted = _by_macs(experiment, search, evolution, spent, float(network.macs(uniform)))
@@ -169,7 +169,7 @@ def _spending(experiment: Experiment, **budget: float) -> FeasibleSet:
 
 
 def _by_macs(
-    experiment: Experiment, search: Callable[..., list[Candidate]], evolution: Evolution, latency_ms: float, amount: float
+    experiment: Experiment, search: Callable[..., Candidate], evolution: Evolution, latency_ms: float, amount: float
 ) -> Candidate:
     """The winner of a search that knows multiply-adds only, under the amount of them at which it takes `latency_ms`.
 
@@ -177,32 +177,16 @@ def _by_macs(
     """
     import numpy as np
 
-    from search.genetic import best
-
     tried: dict[float, Candidate] = {}
     for _ in range(MACS_TRIES):
         within = _spending(experiment, macs=amount)
-        (winner,) = best(search(f"macs-{amount / 1e6:.3g}M", within, evolution), 1)
+        winner = search(f"macs-{amount / 1e6:.3g}M", within, evolution)
         ratio = float(experiment.predict(np.array([winner.widths]))[0]) / latency_ms
         tried[abs(math.log(ratio))] = winner
         if abs(ratio - 1) < 1 - SPENT[0]:
             break
         amount /= ratio
     return tried[min(tried)]
-
-
-def _searched(
-    experiment: Experiment, evaluate: Callable[[np.ndarray], Score], path: Path, how: str, feasible: FeasibleSet,
-    evolution: Evolution,
-) -> list[Candidate]:  # fmt: skip
-    from search.genetic import evolve
-    from search.progress import search_note
-
-    with experiment.reporter.bar(f"search: {path.stem}, {how}", evolution.evaluations) as update:
-        return evolve(
-            feasible, evaluate, evolution, seed=0, journal=path.with_suffix(f".{how}.journal"),
-            progress=partial(search_note, update),
-        )  # fmt: skip
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -159,18 +159,7 @@ def test_a_trained_start_and_a_teacher(finished, workplace) -> None:
     assert second[0]["test_accuracy"] > first[0]["test_accuracy"] - 0.1
     assert second[2]["test_accuracy"] > 0.6
     (learnt,) = set((workplace / "runs" / "pruningnets").glob("*.safetensors")) - supernets
-    ahead = [
-        "--network",
-        "tinynet:wide",
-        "--image-size",
-        "24",
-        "--pruningnet-epochs",
-        "1",
-        "--train-batch",
-        "64",
-        "--recipe",
-        "light",
-    ]
+    ahead = [*TINY[:4], "--pruningnet-epochs", "1", "--train-batch", "64", "--recipe", "light"]
     told = command([str(ROOT / "tools/train_pruningnet.py"), *ahead, "--weights", "trained.pth"], workplace).stdout
     assert learnt.name in told
     torch.save({name: tensor + 1e-3 if tensor.is_floating_point() else tensor for name, tensor in weights.items()},

@@ -135,6 +135,9 @@ def test_experiments_run_and_find_again_what_is_finished(workplace) -> None:
     ]  # fmt: skip
     assert all(len(row["test_accuracy"]) == 1 for row in rows)
     assert rows[0]["measured_ms"] < rows[4]["measured_ms"]
+    runs = workplace / "runs" / "experiments" / "tinynet.wide"
+    supernets = {path.stem for path in runs.glob("tinynet.wide-*.safetensors")}
+    assert all(any(name in path.name for name in supernets) for path in runs.glob("chosen-*"))  # searched for with that one
     pruners = [
         str(ROOT / "tools/compare_pruners.py"), *common, "--budget", "60", "--pruningnet-epochs", "1", "--population", "4",
         "--generations", "2", "--seeds", "1",
