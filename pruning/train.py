@@ -42,6 +42,13 @@ class Supernet:
     focused: bool = False
     warm: bool = False
 
+    def epochs(self, own: int) -> int:
+        """How many it is trained for by default, where every network is for `own`.
+
+        One that begins warm learns within few how structures rank, and what they need on top of it they learn better alone.
+        """
+        return max(1, own // 4) if self.warm else own
+
     def __str__(self) -> str:
         return self.generator + ", sandwich" * self.sandwich + ", focused" * self.focused + ", warm" * self.warm
 

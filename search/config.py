@@ -33,8 +33,8 @@ def without_password(url: str) -> str:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's result. Budgets as text: "15ms", "60%", "150M". Without an optimiser, or a learning
-    rate, these are what suits the network."""
+    """Everything that decides a run's result. Budgets as text: "15ms", "60%", "150M". Without an optimiser, a learning
+    rate, or epochs for PruningNet, these are what suits the network and the recipe."""
 
     latency: str | None = None
     macs: str | None = None
@@ -55,7 +55,7 @@ class RunConfig:
     storage: str | None = None
     population: int = 50
     generations: int = 20
-    pruningnet_epochs: int = 40
+    pruningnet_epochs: int | None = None
     epochs: int = 30
     train_batch: int = 64
     optimizer: str | None = None

@@ -148,7 +148,8 @@ class Context:
     def pruningnet(self, feasible: FeasibleSet | None) -> tuple[PruningNet, Path]:
         """The PruningNet for searches in `feasible` (None: of all structures), trained, or trained on from its checkpoint."""
         config, network, data, seed = self.config, self.network, self.data, self.config.seed
-        recipe, supernet = self.training(config.pruningnet_epochs), self.supernet
+        supernet = self.supernet
+        recipe = self.training(config.pruningnet_epochs or supernet.epochs(config.epochs))
         pruningnet = new_pruningnet(network, supernet, seed, self.weights).to(compute_device())
         structures = trained_on(supernet, feasible, self.device, front=config.pareto) if feasible else None
         start = self._unpruned_path.stem if supernet.warm else self.given_digest

@@ -47,7 +47,9 @@ LearningRate = Annotated[
     float | None,
     Option("--lr", min=1e-6, help="Peak learning rate for a step of 512 images (default: sgd 0.75, paper 0.25; adamw 0.006)."),
 ]
-PruningNetEpochs = Annotated[int, Option(min=1, help="Epochs of PruningNet training.")]
+PruningNetEpochs = Annotated[
+    int | None, Option(min=1, help="Epochs of PruningNet training (default: a quarter of --epochs; from scratch, as many).")
+]
 Epochs = Annotated[int, Option(min=1, help="Epochs of every network's own training, the unpruned one's too.")]
 TrainBatch = Annotated[int, Option(min=2, help="Images in a training step, of all processes together.")]
 Population = Annotated[int, Option(min=1, help="Structures in a generation.")]

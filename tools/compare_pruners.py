@@ -40,7 +40,7 @@ def main(
     budget: Annotated[int, Option(min=1, max=99, help="Per cent of the unpruned latency.")] = 25,
     device: options.DeviceName = "ort",
     images: options.TrainingImages = None,
-    pruningnet_epochs: options.PruningNetEpochs = 20,
+    pruningnet_epochs: options.PruningNetEpochs = None,
     epochs: options.Epochs = 30,
     train_batch: options.TrainBatch = 128,
     population: options.Population = 50,
@@ -57,6 +57,7 @@ def main(
         from pruning.data import load_data
         from pruning.hardware import compute_device
         from pruning.recipe import recipe_for
+        from pruning.train import SUPERNETS
         from search.experiment import Experiment
         from search.finalists import measured_ms
         from search.genetic import Evolution
@@ -66,6 +67,7 @@ def main(
         dataset = load_data(data).limited(images).to(compute_device())
         experiment = Experiment.of(network, device, dataset, lut, runs)
         recipe = recipe_for(experiment.network, epochs, train_batch)
+        pruningnet_epochs = pruningnet_epochs or SUPERNETS["focused"].epochs(epochs)
         limit_ms = experiment.unpruned_ms() * budget / 100
         rows = []
         for how, origin, module, widths, length in (

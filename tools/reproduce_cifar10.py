@@ -46,7 +46,7 @@ def main(
     device: options.DeviceName = "ort",
     images: options.TrainingImages = None,
     recipe: options.RecipeName = "focused",
-    pruningnet_epochs: options.PruningNetEpochs = 60,
+    pruningnet_epochs: options.PruningNetEpochs = None,
     epochs: options.Epochs = 100,
     from_scratch: options.FromScratch = False,
     train_batch: options.TrainBatch = 128,
@@ -72,6 +72,8 @@ def main(
         from search.report import versions, write_json
 
         check_recipe(recipe)
+        kind = SUPERNETS[recipe]
+        pruningnet_epochs = pruningnet_epochs or kind.epochs(epochs)
         dataset = load_data(data).limited(images).to(compute_device())
         settings = {
             "data": dataset.name, "images": len(dataset.train), "recipe": recipe, "pruningnet_epochs": pruningnet_epochs,
@@ -82,11 +84,10 @@ def main(
         for name in network or NETWORKS:
             experiment = Experiment.of(name, device, dataset, lut, runs)
             training = recipe_for(experiment.network, epochs, train_batch, lr=lr)
-            kind, length = SUPERNETS[recipe], replace(training, epochs=pruningnet_epochs)
             for percent in budget or [75, 50, 25]:
                 limit = experiment.unpruned_ms() * percent / 100
                 within = FeasibleSet(experiment.network, latency_ms=limit, predictor=experiment.predictor)
-                pruningnet, path = experiment.pruningnet(kind, length, within, training)
+                pruningnet, path = experiment.pruningnet(kind, replace(training, epochs=pruningnet_epochs), within, training)
                 start, evolution = None if from_scratch else (pruningnet, path.stem), Evolution(population, generations)
                 label = f"{percent}pc-{path.stem}-{population}x{generations}"
                 for row in _chosen(experiment, pruningnet, evolution, percent, label):

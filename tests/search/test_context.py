@@ -15,7 +15,7 @@ from search.progress import Reporter
 @pytest.fixture
 def context(tiny_module, tiny_network, digits, lawful, tmp_path):
     def of(given=None, **options) -> Context:
-        config = RunConfig(macs="50%", pruningnet_epochs=1, epochs=2, **options)
+        config = RunConfig(**{"macs": "50%", "pruningnet_epochs": 1, "epochs": 2} | options)
         folders = (tmp_path / "run", tmp_path / "pruningnets", tmp_path / "lut")
         return Context(config, *folders, Reporter(quiet=True), lawful, digits, tiny_module, tiny_network, given)
 
@@ -62,6 +62,15 @@ def test_the_papers_is_drawn_from_the_seed_or_begins_with_weights_that_are_given
     given = new_structure(tiny_network, np.array(tiny_network.max_widths), 5).state_dict()
     weights = context(given, recipe="paper").weights
     assert all(torch.equal(weights[name], tensor) for name, tensor in start_from(tiny_network, given, digits).items())
+
+
+@pytest.mark.parametrize(("recipe", "given", "epochs"), [("focused", None, 5), ("paper", None, 20), ("focused", 3, 3)])
+def test_what_begins_warm_trains_shorter_than_what_begins_from_scratch(context, monkeypatch, recipe, given, epochs) -> None:
+    trained = []
+    monkeypatch.setattr("search.context.train_structure", lambda structure, *rest, **facts: structure)
+    monkeypatch.setattr("search.context.train_pruningnet", lambda net, kind, data, recipe, **facts: trained.append(recipe))
+    context(recipe=recipe, epochs=20, pruningnet_epochs=given).pruningnet(None)
+    assert [one.epochs for one in trained] == [epochs]
 
 
 def test_another_order_of_channels_is_no_other_pruningnet(context, monkeypatch) -> None:
