@@ -8,12 +8,12 @@ import numpy as np
 
 from latency.graph.network import Gene, Network
 
-QUICK_STRUCTURES = 60
-SHORT_STRUCTURES = 160
+QUICK_STRUCTURES = 45
+SHORT_STRUCTURES = 120
 SHORT_MACS = 50_000_000
 """Networks below this run so short that profiles say little: more end-to-end times have to carry the fit."""
 
-LONG_STRUCTURES = 50
+LONG_STRUCTURES = 35
 LONG_MACS = 2_000_000_000
 """Networks above this take long to measure, and their profiles say nearly everything."""
 
