@@ -71,9 +71,10 @@ def main(
             {"kind": f"training from scratch, seed {seed}", "rank_by": scratch[:, seed].tolist()} for seed in range(1, seeds)
         ]
         supernets = [Supernet(generator, sandwich) for sandwich in (False, True) for generator in GENERATORS]
-        for supernet in (SUPERNETS["focused"], *supernets):
-            length = replace(recipe, epochs=sandwich_epochs if supernet.sandwich else random_epochs)
-            pruningnet, path = experiment.pruningnet(supernet, length, feasible, recipe)
+        lengths = {SUPERNETS["focused"]: SUPERNETS["focused"].epochs(epochs)}  # as a search trains it
+        lengths |= {one: sandwich_epochs if one.sandwich else random_epochs for one in supernets}
+        for supernet, length in lengths.items():
+            pruningnet, path = experiment.pruningnet(supernet, replace(recipe, epochs=length), feasible, recipe)
             seconds = float(read_json(path.with_suffix(".json"))["seconds"])
             kinds.append(_ranked(experiment, pruningnet, drawn, supernet) | {"seconds": seconds})
         for row in kinds:
