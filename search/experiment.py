@@ -88,16 +88,15 @@ class Experiment:
     def searched(
         self,
         feasible: FeasibleSet,
-        pruningnet: PruningNet,
+        evaluate: StructureEvaluator,
         evolution: Evolution,
         journal: Path,
         first: np.ndarray | None = None,
     ) -> Candidate:
-        """The best that a search in `feasible` finds, beginning with structures `first` (int64[K, L])."""
+        """The best that a search in `feasible` finds by `evaluate`, beginning with structures `first` (int64[K, L])."""
         with self.reporter.bar(f"search: {journal.stem}", evolution.evaluations) as update:
             candidates = evolve(
-                feasible, StructureEvaluator(pruningnet, self.data), evolution, seed=0, journal=journal,
-                progress=partial(search_note, update), first=first,
+                feasible, evaluate, evolution, seed=0, journal=journal, progress=partial(search_note, update), first=first,
             )  # fmt: skip
         return best(candidates, 1)[0]
 

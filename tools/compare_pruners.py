@@ -182,6 +182,7 @@ def _found(
     """What a search with a PruningNet finds that begins with the unpruned network."""
     import numpy as np
 
+    from pruning.evaluate import StructureEvaluator
     from pruning.train import SUPERNETS, continued_structure
     from search.feasible import FeasibleSet
     from search.uniform import uniform_within
@@ -190,7 +191,8 @@ def _found(
     kind, length = SUPERNETS["focused"], replace(recipe, epochs=pruningnet_epochs)
     pruningnet, path = experiment.pruningnet(kind, length, within, recipe)
     journal = path.with_name(f"{path.stem}-{evolution.population}x{evolution.generations}.journal")
-    widths = np.array(experiment.searched(within, pruningnet, evolution, journal, uniform_within(within)).widths)
+    evaluate = StructureEvaluator(pruningnet, experiment.data)
+    widths = np.array(experiment.searched(within, evaluate, evolution, journal, uniform_within(within)).widths)
     yield "ours", path.stem, continued_structure(pruningnet, widths), widths, recipe
 
 

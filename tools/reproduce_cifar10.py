@@ -121,7 +121,7 @@ def _chosen(
         return rows
 
     def search(how: str, feasible: FeasibleSet, evolution: Evolution) -> Candidate:
-        return experiment.searched(feasible, pruningnet, evolution, path.with_suffix(f".{how}.journal"))
+        return experiment.searched(feasible, evaluate, evolution, path.with_suffix(f".{how}.journal"))
 
     network, limit = experiment.network, experiment.unpruned_ms() * percent / 100
     by_latency, evaluate = _spending(experiment, latency_ms=limit), StructureEvaluator(pruningnet, experiment.data)
